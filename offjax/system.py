@@ -1,0 +1,369 @@
+"""The System: how a force field's parameters become the parameter slots and instances of given molecules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offjax.assignment import AssignmentMatrix
+from offjax.energy import PotentialEnergy
+from offjax.errors import InputError
+from offjax.nonbonded import PairList
+from offjax.parameters import ParameterSet
+from offjax.settings import NonbondedSettings
+from offjax.topology import Topology
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """The slots and instances of one SMIRNOFF section.
+
+    A *slot* belongs to a unique molecule: ``slot_atoms`` (n_slots, body) are local atom indices, ``slot_molecule``
+    (n_slots,) the unique molecule. An *instance* is the slot's use in one copy: ``atoms`` (n_instances, body) are global
+    indices, ``slot`` (n_instances,) the slot. ``periodicity`` (n_slots,) is there for torsions only.
+    """
+
+    section: str
+    slot_atoms: np.ndarray
+    slot_molecule: np.ndarray
+    atoms: np.ndarray
+    slot: np.ndarray
+    periodicity: np.ndarray | None = None
+
+    @classmethod
+    def build(cls, section: str, slot_atoms, slot_molecule, topology: Topology, periodicity=None) -> Term:
+        """Make the instances from slots that are sorted by molecule."""
+        body = slot_atoms.shape[1]
+        n = len(topology.molecules)
+        bounds = np.searchsorted(slot_molecule, np.arange(n + 1))
+        atoms = topology.tile([slot_atoms[bounds[u] : bounds[u + 1]] for u in range(n)], body)
+        parts = [np.arange(bounds[u], bounds[u + 1]) for u in topology.copies]
+        slot = np.concatenate([np.zeros(0), *parts]).astype(np.int32)
+        return cls(section, slot_atoms.astype(np.int32), slot_molecule.astype(np.int32), atoms, slot, periodicity)
+
+    @property
+    def n_slots(self) -> int:
+        return len(self.slot_atoms)
+
+    @property
+    def n_instances(self) -> int:
+        return len(self.slot)
+
+    def __repr__(self) -> str:
+        return f"Term({self.section}: {self.n_slots} slots, {self.n_instances} instances)"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class System:
+    """Molecules with a force field: the immutable map from force-field parameters to terms.
+
+    Make one with :meth:`from_smirnoff`. ``parameters`` are those of the WHOLE force field in MD units; ``terms`` the
+    slots and instances by section; ``assignment[section][attribute]`` the sparse affine map from parameters to slots;
+    ``exceptions`` the scaled or excluded pairs of each unique molecule; ``source`` the force field as OFFXML text.
+    """
+
+    parameters: ParameterSet
+    topology: Topology
+    terms: Mapping[str, Term]
+    assignment: Mapping[str, Mapping[str, AssignmentMatrix]]
+    exceptions: tuple[PairList, ...]
+    nonbonded: NonbondedSettings
+    source: str = field(repr=False)
+    box: np.ndarray | None = None
+    charge_methods: tuple[str, ...] = ()
+
+    # --- making, saving, exporting: these call upwards, at call time only -------------------------------------------
+
+    @classmethod
+    def from_smirnoff(
+        cls,
+        force_field,
+        topology,
+        *,
+        box=None,
+        charge_from_molecules=None,
+        partial_bond_orders_from_molecules=None,
+        allow_nonintegral_charges: bool = False,
+    ) -> System:
+        """Apply a SMIRNOFF force field to molecules.
+
+        Parameters
+        ----------
+        force_field
+            ``openff.toolkit.ForceField``, a path or name such as ``"openff-2.2.1.offxml"``, or a sequence of files.
+        topology
+            ``openff.toolkit`` Molecule, Topology, or a list of Molecules.
+        box
+            (3, 3) or (3,) nm, reduced form; None takes the topology's box.
+        charge_from_molecules
+            Molecules whose ``partial_charges`` are used for isomorphic molecules, before every other charge model.
+        partial_bond_orders_from_molecules
+            Molecules whose ``fractional_bond_order`` values are used for bond-order interpolation.
+        allow_nonintegral_charges
+            Accept molecules whose charges differ from their formal charge by more than 0.01 e.
+
+        Raises
+        ------
+        UnsupportedError
+            A section, version or option that is not supported; the message names it.
+        UnassignedParameterError
+            An atom, bond, angle, torsion or charge without a parameter.
+        InputError
+            A file, molecule or box that cannot be used.
+        """
+        from offjax.parameterize.smirnoff import parameterize
+
+        return parameterize(
+            force_field,
+            topology,
+            box=box,
+            charge_from_molecules=charge_from_molecules,
+            partial_bond_orders_from_molecules=partial_bond_orders_from_molecules,
+            allow_nonintegral_charges=allow_nonintegral_charges,
+        )
+
+    def to_openmm(self, p: ParameterSet | None = None, *, split_terms: bool = False, hydrogen_mass=None):
+        """An ``openmm.System`` with one NonbondedForce; see :func:`offjax.interop.openmm.to_openmm`."""
+        from offjax.interop.openmm import to_openmm
+
+        return to_openmm(self, p, split_terms=split_terms, hydrogen_mass=hydrogen_mass)
+
+    def to_openmm_topology(self):
+        """An ``openmm.app.Topology``; see :func:`offjax.interop.openmm.to_openmm_topology`."""
+        from offjax.interop.openmm import to_openmm_topology
+
+        return to_openmm_topology(self)
+
+    def to_force_field(self, p: ParameterSet | None = None):
+        """An ``openff.toolkit.ForceField`` with the values of ``p``; unchanged entries keep their text."""
+        from offjax.interop.offxml import to_force_field
+
+        return to_force_field(self, p)
+
+    def to_offxml(self, path, p: ParameterSet | None = None) -> None:
+        """Write the force field with the values of ``p`` as OFFXML, to a temporary file that is then renamed."""
+        from offjax.interop.offxml import to_offxml
+
+        to_offxml(self, path, p)
+
+    def save(self, path) -> None:
+        """Write the System to an HDF5 file; schema in :mod:`offjax.interop.storage`."""
+        from offjax.interop.storage import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path) -> System:
+        """Read a System that :meth:`save` wrote."""
+        from offjax.interop.storage import load
+
+        return load(path)
+
+    # --- parameters -> slots ----------------------------------------------------------------------------------------
+
+    def slots(self, p: ParameterSet | None = None) -> dict[str, dict[str, Any]]:
+        """Slot values ``{section: {attribute: (n_slots,)}}`` in MD units; traceable in ``p``."""
+        theta = self._vector(self.parameters if p is None else p)
+        return {s: {a: matrix(theta) for a, matrix in d.items()} for s, d in self.assignment.items()}
+
+    def instances(self, p: ParameterSet | None = None) -> dict[str, dict[str, Any]]:
+        """Instance values ``{section: {attribute: (n_instances,)}}``: slots gathered to every copy."""
+        slots = self.slots(p)
+        return {s: {a: v[self.terms[s].slot] for a, v in d.items()} for s, d in slots.items()}
+
+    def jvp(self, tangent_parameters: ParameterSet) -> dict[str, dict[str, Any]]:
+        """A @ tangent: the change of the slots along a change of the parameters."""
+        theta = self._vector(tangent_parameters)
+        return {s: {a: matrix @ theta for a, matrix in d.items()} for s, d in self.assignment.items()}
+
+    def vjp(self, cotangents: Mapping[str, Mapping[str, Any]]) -> ParameterSet:
+        """A.T @ cotangents: dU/dtheta from anybody's dU/dslots or dU/dinstances.
+
+        ``cotangents[section][attribute]`` has shape (n_slots,) or (n_instances,); sections and attributes left out count
+        as zero. Another engine that gives dU/d(its parameters) gets dU/d(force field) this way.
+        """
+        arrays: list[Any] = []
+        for section, attributes in cotangents.items():
+            if section not in self.assignment:
+                raise InputError(f"no slots of section {section!r}; there are {', '.join(self.assignment)}")
+            term = self.terms[section]
+            for attribute, value in attributes.items():
+                if attribute not in self.assignment[section]:
+                    have = ", ".join(self.assignment[section])
+                    raise InputError(f"slots of {section} have no attribute {attribute!r}; they have {have}")
+                value = value if isinstance(value, jax.Array) else np.asarray(value)
+                if value.shape == (term.n_instances,) != (term.n_slots,):
+                    if isinstance(value, jax.Array):
+                        value = jax.ops.segment_sum(value, term.slot, num_segments=term.n_slots)
+                    else:
+                        value = np.bincount(term.slot, weights=value, minlength=term.n_slots)
+                if value.shape != (term.n_slots,):
+                    raise InputError(
+                        f"{section}/{attribute}: expected shape ({term.n_slots},) for slots or "
+                        f"({term.n_instances},) for instances, got {value.shape}"
+                    )
+                arrays.append(self.assignment[section][attribute].T @ value)
+        total = sum(arrays) if arrays else np.zeros(self.parameters.schema.size)
+        return self.parameters.from_vector(total)
+
+    @cached_property
+    def used(self) -> ParameterSet:
+        """How many instances use each parameter: a ParameterSet of integer counts; zero means not covered."""
+        counts = np.zeros(self.parameters.schema.size, dtype=np.int64)
+        for section, attributes in self.assignment.items():
+            copies = np.bincount(self.terms[section].slot, minlength=self.terms[section].n_slots)
+            for matrix in attributes.values():
+                nonzero = matrix.values != 0
+                np.add.at(counts, matrix.columns[nonzero], copies[matrix.rows[nonzero]])
+        return self.parameters.from_vector(counts)
+
+    def _vector(self, p: ParameterSet):
+        if not isinstance(p, ParameterSet):
+            raise InputError(f"expected a ParameterSet, got {type(p).__name__}")
+        if p.schema is not self.parameters.schema:
+            raise InputError(
+                "these parameters belong to another force field "
+                f"(digest {p.digest[:12]}, this System has {self.parameters.digest[:12]})"
+            )
+        return p.to_vector()
+
+    # --- energies ---------------------------------------------------------------------------------------------------
+
+    def to_jax(
+        self,
+        *,
+        nonbonded_method: str | None = None,
+        cutoff: float | None = None,
+        switch: float | None = None,
+        ewald_tolerance: float | None = None,
+        pme_grid: tuple[int, int, int] | None = None,
+        accumulate: str | None = None,
+    ) -> PotentialEnergy:
+        """A traceable potential energy ``energy(parameters, positions)`` in kJ/mol.
+
+        Parameters
+        ----------
+        nonbonded_method
+            ``"NoCutoff"`` or ``"CutoffNonPeriodic"`` (OpenMM's names); None takes what the force field says for a System
+            without box.
+        cutoff, switch
+            nm: cutoff distance, and the distance at which the vdW switching function begins (None: no switching, or
+            the force field's when ``cutoff`` is None too).
+        ewald_tolerance, pme_grid
+            For periodic electrostatics, which raises UnsupportedError in this version.
+        accumulate
+            ``"float64"`` sums float32 terms in float64.
+
+        Raises
+        ------
+        UnsupportedError
+            Periodic boundary conditions, or another method; the message names it.
+        """
+        from offjax.energy import build
+
+        return build(self, nonbonded_method, cutoff, switch, ewald_tolerance, pme_grid, accumulate)
+
+    @cached_property
+    def active(self) -> Mapping[str, np.ndarray]:
+        """Which slots contribute energy, ``{section: (n_slots,) bool}``.
+
+        OpenMM's convention: a constrained bond has no harmonic term; an angle has none only if all three of its pairs
+        are constrained.
+        """
+        active = {section: np.ones(term.n_slots, dtype=bool) for section, term in self.terms.items()}
+        held = self.terms.get("Constraints")
+        if held is not None and held.n_slots:
+            pairs = {
+                (int(u), *sorted(map(int, ij))) for u, ij in zip(held.slot_molecule, held.slot_atoms, strict=True)
+            }
+            for section, needed in (("Bonds", ((0, 1),)), ("Angles", ((0, 1), (1, 2), (0, 2)))):
+                if section not in self.terms:
+                    continue
+                term = self.terms[section]
+                for n, (u, atoms) in enumerate(zip(term.slot_molecule, term.slot_atoms, strict=True)):
+                    active[section][n] = not all((int(u), *sorted((int(atoms[a]), int(atoms[b])))) in pairs
+                                                 for a, b in needed)  # fmt: skip
+        return MappingProxyType(active)
+
+    def without_constraints(self, water: bool = False) -> System:
+        """The flexible System: bonds constrained to their equilibrium length get their harmonic term back.
+
+        Constraints with an explicit ``distance`` in the force field (rigid water) stay, unless ``water`` is True.
+        """
+        if "Constraints" not in self.terms:
+            return self
+        matrix = self.assignment["Constraints"]["distance"]
+        span = self.parameters.schema.slices.get(("Constraints", "distance"), slice(0, 0))
+        explicit = np.zeros(matrix.shape[0], dtype=bool)
+        explicit[matrix.rows[(matrix.columns >= span.start) & (matrix.columns < span.stop)]] = True
+        keep = np.nonzero(explicit & (not water))[0]
+        entries = np.isin(matrix.rows, keep)
+        kept = AssignmentMatrix(
+            matrix.schema,
+            np.searchsorted(keep, matrix.rows[entries]),
+            matrix.columns[entries],
+            matrix.values[entries],
+            matrix.offset[keep],
+        )
+        old = self.terms["Constraints"]
+        term = Term.build("Constraints", old.slot_atoms[keep], old.slot_molecule[keep], self.topology)
+        return replace(
+            self,
+            terms=MappingProxyType({**self.terms, "Constraints": term}),
+            assignment=MappingProxyType({**self.assignment, "Constraints": {"distance": kept}}),
+        )
+
+    # --- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def masses(self) -> np.ndarray:
+        """(n_particles,) amu."""
+        return self.topology.masses
+
+    @property
+    def n_particles(self) -> int:
+        """Number of particles: atoms (and, in OpenMM's order, virtual sites after them)."""
+        return self.topology.n_atoms
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of force field and topology: equal for Systems with the same slots."""
+        import hashlib
+
+        return hashlib.sha256((self.parameters.digest + self.topology.digest).encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        lines = [f"System: {self.topology.formula()}; {self.n_particles} particles; force field {self.parameters!r}"]
+        covered = self.used
+        for section, term in self.terms.items():
+            touched = sum(int(np.count_nonzero(v)) for v in covered[section].values()) if section in covered else 0
+            off = int(np.count_nonzero(~self.active[section][term.slot]))
+            note = f", {off} replaced by constraints" if off else ""
+            lines.append(
+                f"  {section:<18}{term.n_slots:>8} slots {term.n_instances:>9} instances  "
+                f"{touched} parameters of this section used{note}"
+            )
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{s}</td><td>{t.n_slots}</td><td>{t.n_instances}</td><td>{', '.join(self.assignment[s])}</td></tr>"
+            for s, t in self.terms.items()
+        )
+        return (
+            f"<b>System</b>: {self.topology.formula()}; {self.n_particles} particles; "
+            f"{self.parameters.schema.size} force-field parameters"
+            f"<table><tr><th>section</th><th>slots</th><th>instances</th><th>attributes</th></tr>{rows}</table>"
+        )
+
+
+def zeros_like_slots(system: System) -> dict[str, dict[str, Any]]:
+    """Slot-shaped zeros, for cotangents that are built up section by section."""
+    return {s: {a: jnp.zeros(m.shape[0]) for a, m in d.items()} for s, d in system.assignment.items()}

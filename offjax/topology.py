@@ -1,0 +1,131 @@
+"""What is simulated: unique molecules, and how often and in which order they occur."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from offjax.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Molecule:
+    """One unique molecule in one atom order; its copies share its parameter slots.
+
+    ``smiles`` is fully mapped (map number = atom index + 1), so it carries the whole chemistry and the order.
+    ``residues`` holds (residue name, residue number, chain id) for each atom where the input knew them.
+    """
+
+    smiles: str
+    name: str
+    atomic_numbers: np.ndarray
+    formal_charges: np.ndarray
+    masses: np.ndarray
+    bonds: np.ndarray
+    bond_orders: np.ndarray
+    atom_names: tuple[str, ...]
+    residues: tuple[tuple[str, str, str], ...] = ()
+
+    @property
+    def n_atoms(self) -> int:
+        return len(self.atomic_numbers)
+
+
+@dataclass(frozen=True, eq=False)
+class Topology:
+    """Unique molecules and ``copies``: for each molecule of the system, in order, the index of its unique molecule."""
+
+    molecules: tuple[Molecule, ...]
+    copies: np.ndarray
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """(n_copies + 1,) index of the first atom of each molecule, and the number of atoms."""
+        sizes = np.array([m.n_atoms for m in self.molecules], dtype=np.int64)
+        return np.concatenate([[0], np.cumsum(sizes[self.copies])]).astype(np.int64)
+
+    @property
+    def n_atoms(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def n_molecules(self) -> int:
+        return len(self.copies)
+
+    @cached_property
+    def masses(self) -> np.ndarray:
+        """(n_atoms,) amu."""
+        return np.concatenate([self.molecules[u].masses for u in self.copies])
+
+    @cached_property
+    def atomic_numbers(self) -> np.ndarray:
+        """(n_atoms,)."""
+        return np.concatenate([self.molecules[u].atomic_numbers for u in self.copies])
+
+    @cached_property
+    def bonds(self) -> np.ndarray:
+        """(n_bonds, 2) global atom indices."""
+        return self.tile([m.bonds for m in self.molecules], 2)
+
+    def tile(self, local: Sequence[np.ndarray], width: int) -> np.ndarray:
+        """Global indices of per-molecule index arrays, one (n_u, width) array a unique molecule."""
+        parts = [local[u] + self.offsets[c] for c, u in enumerate(self.copies)]
+        return np.concatenate([np.zeros((0, width)), *parts]).astype(np.int32).reshape(-1, width)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the mapped SMILES and the order of copies."""
+        text = "\n".join(m.smiles for m in self.molecules) + "\n" + ",".join(map(str, self.copies))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def formula(self) -> str:
+        """For a repr: how many of which molecule."""
+        counts = np.bincount(self.copies, minlength=len(self.molecules))
+        parts = [f"{n} x {m.name or m.smiles}" for n, m in zip(counts, self.molecules, strict=True)]
+        return ", ".join(parts[:6]) + (f", ... {len(parts) - 6} more" if len(parts) > 6 else "")
+
+
+def reduced_box(box) -> np.ndarray | None:
+    """A box as (3, 3) rows in nm, OpenMM's reduced form: a = (a_x, 0, 0), b = (b_x, b_y, 0), c = (c_x, c_y, c_z).
+
+    Accepts (3, 3) or (3,) arrays in nm, and OpenFF or OpenMM quantities.
+
+    Raises
+    ------
+    InputError
+        Another shape, non-finite or non-positive edges, or vectors that are not in reduced form.
+    """
+    if box is None:
+        return None
+    if hasattr(box, "m_as"):
+        box = box.m_as("nanometer")
+    elif hasattr(box, "value_in_unit"):
+        from openmm import unit
+
+        box = box.value_in_unit(unit.nanometer)
+    array = np.array(box, dtype=np.float64)
+    if array.shape == (3,):
+        array = np.diag(array)
+    if array.shape != (3, 3):
+        raise InputError(f"a box is (3, 3) rows or (3,) edges in nm, got shape {array.shape}")
+    diagonal = np.diag(array)
+    if not np.all(np.isfinite(array)) or np.any(diagonal <= 0):
+        raise InputError(f"box edges must be finite and positive, got {array.tolist()}")
+    tolerance = 1e-6 * diagonal[:, None].clip(min=1e-300)
+    a, b, c = array
+    upper = np.any(np.abs(np.triu(array, 1)) > tolerance.max())
+    skewed = (
+        2 * abs(b[0]) > a[0] + tolerance[0, 0]
+        or 2 * abs(c[0]) > a[0] + tolerance[0, 0]
+        or 2 * abs(c[1]) > b[1] + tolerance[1, 0]
+    )
+    if upper or skewed:
+        raise InputError(
+            f"box vectors {array.tolist()} are not in reduced form (a along x, b in the xy plane, |b_x| and |c_x| at most "
+            "a_x/2, |c_y| at most b_y/2): use openmm.app.internal.unitcell.reducePeriodicBoxVectors first"
+        )
+    return array
