@@ -62,7 +62,9 @@ class AssignmentMatrix:
     def __call__(self, theta):
         """The slots A @ theta + b, shape (n_slots,)."""
         linear = self @ theta
-        return linear + (jnp.asarray(self.offset, linear.dtype) if isinstance(linear, jax.Array) else self.offset)
+        return linear + (
+            jnp.asarray(self.offset, linear.dtype) if isinstance(linear, jax.Array) else self.offset
+        )
 
     @property
     def T(self) -> TransposedAssignment:

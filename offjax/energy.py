@@ -37,16 +37,24 @@ class _Static:
     cutoff: float | None
     switch: float | None
     accumulate: str | None
+    layout: tuple[tuple[str, str, int, int], ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """All slots of all sections as one affine map: phi = sum(weights * theta[columns], 1) + offset."""
+
+    columns: Array
+    weights: Array
+    offset: Array
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class _Section:
-    """The arrays of one section: assignment tables by attribute, and the active instances."""
+    """The arrays of one section: which instance uses which slot, and the active instances with their atoms."""
 
-    columns: dict[str, Array]
-    weights: dict[str, Array]
-    offset: dict[str, Array]
     slot: Array
     active: Array
     atoms: Array
@@ -56,9 +64,12 @@ class _Section:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class _Pairs:
+    """Interacting pairs; ``exception`` marks the scaled (1-4) pairs, which no cutoff applies to, as in OpenMM."""
+
     atoms: Array
     vdw_scale: Array
     coulomb_scale: Array
+    exception: Array
 
 
 @jax.tree_util.register_pytree_node_class
@@ -71,8 +82,8 @@ class PotentialEnergy:
     every force-field parameter and minus the forces in one pass.
     """
 
-    def __init__(self, sections: dict[str, _Section], full: _Pairs, scaled: _Pairs, static: _Static):
-        self.sections, self.full, self.scaled, self.static = sections, full, scaled, static
+    def __init__(self, table: _Table, sections: dict[str, _Section], pairs: _Pairs, static: _Static):
+        self.table, self.sections, self.pairs, self.static = table, sections, pairs, static
 
     __hash__ = object.__hash__
 
@@ -80,12 +91,12 @@ class PotentialEnergy:
         return self is other
 
     def tree_flatten(self):
-        return (self.sections, self.full, self.scaled), self.static
+        return (self.table, self.sections, self.pairs), self.static
 
     @classmethod
     def tree_unflatten(cls, static, children):
         self = object.__new__(cls)
-        self.sections, self.full, self.scaled = children
+        self.table, self.sections, self.pairs = children
         self.static = static
         return self
 
@@ -133,46 +144,44 @@ class PotentialEnergy:
 
     def __repr__(self) -> str:
         s = self.static
-        pairs = f"{len(self.full.atoms)} pairs + {len(self.scaled.atoms)} scaled"
-        return f"PotentialEnergy({s.n_atoms} atoms, {s.method}, {pairs}, sections {', '.join(self.sections)})"
+        return f"PotentialEnergy({s.n_atoms} atoms, {s.method}, {len(self.pairs.atoms)} pairs; {', '.join(self.sections)})"
 
     # --- parameters -> instances ------------------------------------------------------------------------------------
 
     def _slots(self, p: ParameterSet, dtype):
         if not isinstance(p, ParameterSet):
-            raise InputError(f"the first argument must be a ParameterSet (system.parameters), got {type(p).__name__}")
+            raise InputError(
+                f"the first argument must be a ParameterSet (system.parameters), got {type(p).__name__}"
+            )
         if p.schema is not self.static.schema:
             raise InputError(
                 f"these parameters belong to another force field (digest {p.digest[:12]}, "
                 f"this energy has {self.static.schema.digest[:12]})"
             )
         leaves = [_cast(v, dtype) for v in jax.tree_util.tree_leaves(p)]
-        theta = jnp.concatenate(leaves) if leaves else jnp.zeros(0, dtype)
-        return {
-            name: {
-                a: jnp.sum(_cast(s.weights[a], dtype) * theta[s.columns[a]], axis=1) + _cast(s.offset[a], dtype)
-                for a in s.columns
-            }
-            for name, s in self.sections.items()
-        }
+        theta = jnp.concatenate(leaves) if leaves else jnp.zeros(1, dtype)
+        table = self.table
+        phi = jnp.sum(_cast(table.weights, dtype) * theta[table.columns], axis=1) + _cast(table.offset, dtype)
+        slots: dict[str, dict[str, Array]] = {}
+        for section, attribute, start, stop in self.static.layout:
+            slots.setdefault(section, {})[attribute] = phi[start:stop]
+        return slots
 
     def _instances(self, slots):
         return {name: {a: v[self.sections[name].slot] for a, v in d.items()} for name, d in slots.items()}
 
     def _cast(self, values, dtype, kind):
-        unknown = sorted(set(values) - set(self.sections))
-        missing = sorted(set(self.sections) - set(values))
-        if unknown or missing:
+        unknown = sorted(set(values) - set(self.sections) - {"Constraints"})
+        if missing := sorted(set(self.sections) - set(values)) or unknown:
             raise InputError(f"{kind}: unknown sections {unknown}, missing sections {missing}")
-        result: dict[str, dict[str, Array]] = {}
-        for name, section in self.sections.items():
-            if missing := sorted(set(section.columns) - set(values[name])):
-                raise InputError(f"{kind} of {name} lack {', '.join(missing)}")
-            result[name] = {a: _cast(values[name][a], dtype) for a in section.columns}
-            n = len(section.slot) if kind == "instances" else len(next(iter(section.columns.values()), []))
-            for a, v in result[name].items():
-                if v.shape != (n,):
-                    raise InputError(f"{kind} {name}/{a}: expected shape ({n},), got {v.shape}")
+        result: dict[str, dict[str, Array]] = {name: {} for name in self.sections}
+        for name, attribute, start, stop in self.static.layout:
+            if attribute not in values[name]:
+                raise InputError(f"{kind} of {name} lack {attribute}")
+            n = stop - start if kind == "slots" else len(self.sections[name].slot)
+            value = result[name][attribute] = _cast(values[name][attribute], dtype)
+            if value.shape != (n,):
+                raise InputError(f"{kind} {name}/{attribute}: expected shape ({n},), got {value.shape}")
         return result
 
     def _positions(self, positions, box, neighbors) -> Float[Array, "atom 3"]:
@@ -183,66 +192,77 @@ class PotentialEnergy:
         x = as_positions(positions)
         if x.shape != (self.static.n_atoms, 3):
             hint = "; use jax.vmap(energy, (None, 0)) for many conformers" if x.ndim == 3 else ""
-            raise InputError(f"positions must have shape ({self.static.n_atoms}, 3) in nm, got {x.shape}{hint}")
+            raise InputError(
+                f"positions must have shape ({self.static.n_atoms}, 3) in nm, got {x.shape}{hint}"
+            )
         return x
 
     # --- instances -> energies --------------------------------------------------------------------------------------
 
     def _energies(self, values, x) -> dict[str, Float[Array, ""]]:
         energies = {}
-        for name, kernel in (
-            ("Bonds", bonds.energies),
-            ("Angles", angles.energies),
-            ("ProperTorsions", torsions.energies),
-            ("ImproperTorsions", torsions.energies),
-        ):
-            if name not in self.sections:
-                continue
-            s, v = self.sections[name], values[name]
-            v = {a: u[s.active] for a, u in v.items()}
-            if s.periodicity is not None:
-                v["periodicity"] = s.periodicity
-            energies[name] = self._sum(kernel(x, s.atoms, **v))
-        if "vdW" in self.sections:
-            sigma, epsilon = values["vdW"]["sigma"], values["vdW"]["epsilon"]
-            energies["vdW"] = self._vdw(x, sigma, epsilon)
-        if "Electrostatics" in self.sections:
-            energies["Electrostatics"] = self._coulomb(x, values["Electrostatics"]["charge"])
+        if "Bonds" in self.sections:
+            energies["Bonds"] = self._sum(
+                bonds.energies(x, self.sections["Bonds"].atoms, **self._active("Bonds", values))
+            )
+        if "Angles" in self.sections:
+            energies["Angles"] = self._sum(
+                angles.energies(x, self.sections["Angles"].atoms, **self._active("Angles", values))
+            )
+        energies.update(self._torsions(values, x))
+        if "vdW" in self.sections or "Electrostatics" in self.sections:
+            energies.update(self._nonbonded(values, x))
         return energies
 
-    def _vdw(self, x, sigma, epsilon):
-        static = self.static
+    def _active(self, name, values):
+        return {a: v[self.sections[name].active] for a, v in values[name].items()}
 
-        def pair(pairs, cut):
-            i, j = pairs.atoms[:, 0], pairs.atoms[:, 1]
-            r2 = _squared_distance(x, i, j)
-            s, e = vdw.combine(sigma[i], sigma[j], epsilon[i], epsilon[j])
-            if not cut or static.cutoff is None:
-                return vdw.potential(r2, s, e)
-            r2 = jnp.where(r2 < static.cutoff**2, r2, static.cutoff**2)
-            u = vdw.potential(r2, s, e)
-            if static.switch is not None:
-                u = u * vdw.switching(jnp.sqrt(r2), static.switch, static.cutoff)
-            return jnp.where(r2 < static.cutoff**2, u, 0.0)
+    def _torsions(self, values, x):
+        """Propers and impropers in one evaluation of the kernel, summed apart."""
+        names = [n for n in ("ProperTorsions", "ImproperTorsions") if n in self.sections]
+        if not names:
+            return {}
+        chosen = [self._active(n, values) for n in names]
+        terms = torsions.energies(
+            x,
+            jnp.concatenate([self.sections[n].atoms for n in names]),
+            jnp.concatenate([c["k"] for c in chosen]),
+            jnp.concatenate([c["phase"] for c in chosen]),
+            jnp.concatenate([self.sections[n].periodicity for n in names]),
+        )
+        split = len(self.sections[names[0]].atoms)
+        return {n: self._sum(part) for n, part in zip(names, (terms[:split], terms[split:]), strict=False)}
 
-        scaled = _cast(self.scaled.vdw_scale, x.dtype) * pair(self.scaled, False)
-        return self._sum(pair(self.full, True)) + self._sum(scaled)
-
-    def _coulomb(self, x, charge):
-        static = self.static
-
-        def pair(pairs, cut):
-            i, j = pairs.atoms[:, 0], pairs.atoms[:, 1]
-            r2, qq = _squared_distance(x, i, j), charge[i] * charge[j]
-            if not cut or static.cutoff is None:
-                return electrostatics.potential(r2, qq)
-            inside = r2 < static.cutoff**2
+    def _nonbonded(self, values, x):
+        """vdW and Electrostatics over the same pairs; beyond the cutoff r is replaced before it is used."""
+        static, pairs = self.static, self.pairs
+        i, j = pairs.atoms[:, 0], pairs.atoms[:, 1]
+        difference = x[j] - x[i]
+        r2 = jnp.sum(difference * difference, axis=-1)
+        if static.cutoff is not None:
+            inside = pairs.exception | (r2 < static.cutoff**2)
             r2 = jnp.where(inside, r2, static.cutoff**2)
-            u = electrostatics.reaction_field_potential(r2, qq, static.cutoff, REACTION_FIELD_DIELECTRIC)
-            return jnp.where(inside, u, 0.0)
-
-        scaled = _cast(self.scaled.coulomb_scale, x.dtype) * pair(self.scaled, False)
-        return self._sum(pair(self.full, True)) + self._sum(scaled)
+        energies = {}
+        if "vdW" in self.sections:
+            sigma, epsilon = values["vdW"]["sigma"], values["vdW"]["epsilon"]
+            u = vdw.potential(r2, *vdw.combine(sigma[i], sigma[j], epsilon[i], epsilon[j]))
+            if static.switch is not None:
+                switch = vdw.switching(jnp.sqrt(r2), static.switch, static.cutoff)
+                u = jnp.where(pairs.exception, u, u * switch)
+            if static.cutoff is not None:
+                u = jnp.where(inside, u, 0.0)
+            energies["vdW"] = self._sum(_cast(pairs.vdw_scale, x.dtype) * u)
+        if "Electrostatics" in self.sections:
+            charge = values["Electrostatics"]["charge"]
+            product = _cast(pairs.coulomb_scale, x.dtype) * charge[i] * charge[j]
+            u = electrostatics.potential(r2, product)
+            if static.cutoff is not None:
+                cut = electrostatics.reaction_field_potential(
+                    r2, product, static.cutoff, REACTION_FIELD_DIELECTRIC
+                )
+                u = jnp.where(pairs.exception, u, jnp.where(inside, cut, 0.0))
+            energies["Electrostatics"] = self._sum(u)
+        return energies
 
     def _sum(self, terms):
         if self.static.accumulate is not None:
@@ -251,12 +271,9 @@ class PotentialEnergy:
 
 
 def _total(energies: Mapping[str, Float[Array, ""]]) -> Float[Array, ""]:
-    return sum(energies.values(), start=jnp.zeros((), next(iter(energies.values())).dtype) if energies else 0.0)
-
-
-def _squared_distance(x, i, j):
-    d = x[j] - x[i]
-    return jnp.sum(d * d, axis=-1)
+    return sum(
+        energies.values(), start=jnp.zeros((), next(iter(energies.values())).dtype) if energies else 0.0
+    )
 
 
 def _cast(value, dtype):
@@ -308,31 +325,49 @@ def build(
     """The plain energy of a System; see :meth:`offjax.System.to_jax`."""
     method, cutoff, switch = _method(system, nonbonded_method, cutoff, switch)
     if ewald_tolerance is not None or pme_grid is not None:
-        raise UnsupportedError("ewald_tolerance and pme_grid belong to periodic Systems, not supported in this version")
+        raise UnsupportedError(
+            "ewald_tolerance and pme_grid belong to periodic Systems, not supported in this version"
+        )
     if accumulate not in (None, "float64"):
         raise InputError(f'accumulate must be None or "float64", got {accumulate!r}')
     if accumulate == "float64" and not jax.config.jax_enable_x64:
         raise PrecisionError('accumulate="float64" needs jax.config.update("jax_enable_x64", True)')
 
-    sections = {}
+    sections, layout, matrices = {}, [], []
     for name, term in system.terms.items():
         if name == "Constraints":
             continue
-        matrices = system.assignment[name]
         active = np.nonzero(system.active[name][term.slot])[0].astype(np.int32)
-        periodicity = None if term.periodicity is None else term.periodicity[term.slot[active]].astype(np.int32)
-        sections[name] = _Section(
-            columns={a: m.table[0] for a, m in matrices.items()},
-            weights={a: m.table[1] for a, m in matrices.items()},
-            offset={a: m.offset for a, m in matrices.items()},
-            slot=term.slot,
-            active=active,
-            atoms=term.atoms[active],
-            periodicity=periodicity,
+        periodicity = (
+            None if term.periodicity is None else term.periodicity[term.slot[active]].astype(np.int32)
         )
-    static = _Static(system.parameters.schema, system.n_particles, method, cutoff, switch, accumulate)
+        sections[name] = _Section(term.slot, active, term.atoms[active], periodicity)
+        for attribute, matrix in system.assignment[name].items():
+            start = layout[-1][3] if layout else 0
+            layout.append((name, attribute, start, start + matrix.shape[0]))
+            matrices.append(matrix)
+    static = _Static(
+        system.parameters.schema, system.n_particles, method, cutoff, switch, accumulate, tuple(layout)
+    )
+    return PotentialEnergy(_table(matrices), sections, _pairs(system), static)
+
+
+def _table(matrices) -> _Table:
+    """Stack assignment matrices; rows are padded with weight zero to the widest."""
+    width = max((m.table[0].shape[1] for m in matrices), default=1)
+    columns = [np.pad(m.table[0], ((0, 0), (0, width - m.table[0].shape[1]))) for m in matrices]
+    weights = [np.pad(m.table[1], ((0, 0), (0, width - m.table[1].shape[1]))) for m in matrices]
+    return _Table(
+        np.concatenate([np.zeros((0, width), np.int32), *columns]),
+        np.concatenate([np.zeros((0, width)), *weights]),
+        np.concatenate([np.zeros(0), *(m.offset for m in matrices)]),
+    )
+
+
+def _pairs(system: System) -> _Pairs:
     full, scaled = pairs(system)
-    return PotentialEnergy(sections, _Pairs(*full), _Pairs(*scaled), static)
+    stacked = [np.concatenate(both) for both in zip(full, scaled, strict=True)]
+    return _Pairs(*stacked, np.arange(len(stacked[0])) >= len(full.atoms))
 
 
 def pairs(system: System):
@@ -340,7 +375,9 @@ def pairs(system: System):
     topology = system.topology
     atoms = topology.tile([e.atoms for e in system.exceptions], 2)
     vdw_scale = np.concatenate([np.zeros(0), *(system.exceptions[u].vdw_scale for u in topology.copies)])
-    coulomb_scale = np.concatenate([np.zeros(0), *(system.exceptions[u].coulomb_scale for u in topology.copies)])
+    coulomb_scale = np.concatenate(
+        [np.zeros(0), *(system.exceptions[u].coulomb_scale for u in topology.copies)]
+    )
     return molecule_pairs(topology.n_atoms, atoms, vdw_scale, coulomb_scale)
 
 
@@ -360,7 +397,11 @@ def _method(system: System, method: str | None, cutoff: float | None, switch: fl
         method = "NoCutoff"
     if method not in METHODS:
         periodic = ("CutoffPeriodic", "Ewald", "PME", "LJPME")
-        why = "periodic methods are not supported in this version" if method in periodic else "there is no such method"
+        why = (
+            "periodic methods are not supported in this version"
+            if method in periodic
+            else "there is no such method"
+        )
         raise UnsupportedError(f"nonbonded_method={method!r}: {why}; supported are {', '.join(METHODS)}")
     if method == "NoCutoff":
         if cutoff is not None or switch is not None:
