@@ -1,0 +1,376 @@
+"""Export to OpenMM: an ``openmm.System`` with one NonbondedForce, and an ``openmm.app.Topology``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from offjax.errors import InputError, UnsupportedError
+from offjax.topology import Molecule
+
+if TYPE_CHECKING:
+    import openmm
+    import openmm.app
+
+    from offjax.parameters import ParameterSet
+    from offjax.settings import NonbondedSettings
+    from offjax.system import System
+
+FORCE_GROUPS = ("Bonds", "Angles", "ProperTorsions", "ImproperTorsions", "vdW", "Electrostatics")
+"""With ``split_terms=True``, the section at index n is force group n."""
+
+EWALD_TOLERANCE = 1e-4
+"""Ewald error tolerance of exported periodic Systems; OpenFF Interchange writes the same (OpenMM's own default is 5e-4)."""
+
+
+def to_openmm(
+    system: System, p: ParameterSet | None = None, *, split_terms: bool = False, hydrogen_mass=None
+) -> openmm.System:
+    """An ``openmm.System`` of the parameters ``p`` (default: ``system.parameters``).
+
+    HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce (propers, then impropers) and ONE NonbondedForce whose
+    exceptions hold the 1-2 and 1-3 pairs with zero and the 1-4 pairs with scaled charge product and epsilon. Slots that
+    constraints replace (``system.active``) make no term. No CMMotionRemover is added.
+
+    Without box the method is NoCutoff; with box (which becomes the default box vectors) what the force field asks
+    for: PME, LJPME for ``<vdW periodic_method="Ewald3D">``, CutoffPeriodic for reaction field or for a force field
+    without electrostatics; with the vdW cutoff, its switching function and the long-range dispersion correction.
+
+    Parameters
+    ----------
+    split_terms
+        One force a SMIRNOFF section, named after it and in its own force group (:func:`force_groups`); vdW and
+        Electrostatics are then two NonbondedForces, one with zero charges and one with zero epsilons. The total
+        energy is the same; meant for analysis, not for speed.
+    hydrogen_mass
+        amu, or a quantity. Hydrogens bonded to heavy atoms get this mass and the heavy atom loses the difference, as
+        ``openmm.app.ForceField.createSystem`` does it; rigid water (three constraints) is left alone. None: no change.
+
+    Raises
+    ------
+    UnsupportedError
+        A nonbonded treatment that one NonbondedForce cannot express; the message names it.
+    InputError
+        ``hydrogen_mass`` that is not positive or leaves a heavy atom without mass; non-finite parameters.
+    """
+    import openmm
+
+    values = _slots(system, p)
+    method = _method(system.nonbonded, "vdW" in system.terms, "Electrostatics" in system.terms, system.box)
+    made = openmm.System()
+    for mass in _masses(system, hydrogen_mass).tolist():
+        made.addParticle(mass)
+    if system.box is not None:
+        made.setDefaultPeriodicBoxVectors(*system.box.tolist())
+    if "Constraints" in system.terms:
+        term = system.terms["Constraints"]
+        distance = values["Constraints"]["distance"][term.slot]
+        for (i, j), d in zip(term.atoms.tolist(), distance.tolist(), strict=True):
+            made.addConstraint(i, j, d)
+
+    forces = _valence_forces(system, values, split_terms)
+    nonbonded = {s: values[s] for s in ("vdW", "Electrostatics") if s in system.terms}
+    if split_terms:
+        forces.update({s: _nonbonded_force(system, {s: v}, method) for s, v in nonbonded.items()})
+    elif nonbonded:
+        forces["Nonbonded"] = _nonbonded_force(system, nonbonded, method)
+    for name, force in forces.items():
+        force.setName(name)
+        if split_terms:
+            force.setForceGroup(FORCE_GROUPS.index(name))
+        made.addForce(force)
+    return made
+
+
+def force_groups(openmm_system: openmm.System) -> dict[int, str]:
+    """``{force group: section}`` of a System made with ``split_terms=True``."""
+    forces = [openmm_system.getForce(n) for n in range(openmm_system.getNumForces())]
+    return {f.getForceGroup(): f.getName() for f in forces if f.getName() in FORCE_GROUPS}
+
+
+def _slots(system: System, p: ParameterSet | None) -> dict[str, dict[str, np.ndarray]]:
+    slots = {
+        section: {a: np.asarray(v, dtype=np.float64) for a, v in attributes.items()}
+        for section, attributes in system.slots(p).items()
+    }
+    for section, attributes in slots.items():
+        for attribute, value in attributes.items():
+            if not np.all(np.isfinite(value)):
+                n = int(np.nonzero(~np.isfinite(value))[0][0])
+                made_by = system.assignment[section][attribute].parameters_of(n)
+                names = "; ".join(str(label) for label, _ in made_by) or "its offset"
+                raise InputError(f"{section}/{attribute} is {value[n]} in slot {n}, from {names}: check the parameters")
+    if "vdW" in slots and np.any(slots["vdW"]["epsilon"] < 0):
+        n = int(np.nonzero(slots["vdW"]["epsilon"] < 0)[0][0])
+        names = "; ".join(str(label) for label, _ in system.assignment["vdW"]["epsilon"].parameters_of(n))
+        raise InputError(f"vdW/epsilon is negative in slot {n}, from {names}: OpenMM's mixing rule has no value for it")
+    return slots
+
+
+# --- valence ----------------------------------------------------------------------------------------------------------
+
+
+def _valence_forces(system: System, values, split_terms: bool) -> dict[str, openmm.Force]:
+    import openmm
+
+    def active(section: str, *attributes: str) -> tuple[list, ...]:
+        term = system.terms[section]
+        on = system.active[section][term.slot]
+        slot = term.slot[on]
+        return term.atoms[on].tolist(), slot, *(values[section][a][slot].tolist() for a in attributes)
+
+    forces: dict[str, openmm.Force] = {}
+    if "Bonds" in system.terms:
+        forces["Bonds"] = force = openmm.HarmonicBondForce()
+        atoms, _, length, k = active("Bonds", "length", "k")
+        for (i, j), l0, k0 in zip(atoms, length, k, strict=True):
+            force.addBond(i, j, l0, k0)
+    if "Angles" in system.terms:
+        forces["Angles"] = force = openmm.HarmonicAngleForce()
+        atoms, _, angle, k = active("Angles", "angle", "k")
+        for (i, j, m), a0, k0 in zip(atoms, angle, k, strict=True):
+            force.addAngle(i, j, m, a0, k0)
+    for section in ("ProperTorsions", "ImproperTorsions"):
+        if section not in system.terms:
+            continue
+        force = forces.setdefault(section if split_terms else "Torsions", openmm.PeriodicTorsionForce())
+        atoms, slot, phase, k = active(section, "phase", "k")
+        periodicity = system.terms[section].periodicity[slot].tolist()
+        for (i, j, m, n), times, shift, k0 in zip(atoms, periodicity, phase, k, strict=True):
+            force.addTorsion(i, j, m, n, times, shift, k0)
+    return forces
+
+
+# --- nonbonded --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Method:
+    """OpenMM's method of each part, of both in one force, and the common cutoff and switching distance, nm."""
+
+    both: str
+    vdw: str
+    coulomb: str
+    cutoff: float | None = None
+    switch: float | None = None
+
+
+def _method(settings: NonbondedSettings, vdw: bool, coulomb: bool, box: np.ndarray | None) -> _Method:
+    """What the force field asks for, in OpenMM's words; ``vdw``, ``coulomb``: whether it has these sections."""
+    s = settings
+    if box is None:
+        if not vdw or s.vdw_nonperiodic_method == "no-cutoff":
+            return _Method("NoCutoff", "NoCutoff", "NoCutoff")
+        if coulomb:
+            raise UnsupportedError(
+                f'<vdW nonperiodic_method="{s.vdw_nonperiodic_method}"> with uncut Coulomb electrostatics cannot be '
+                'written as one OpenMM NonbondedForce: use nonperiodic_method="no-cutoff"'
+            )
+        return _Method("CutoffNonPeriodic", "CutoffNonPeriodic", "NoCutoff", s.vdw_cutoff, _switch(s))
+    if vdw and coulomb and s.vdw_cutoff != s.coulomb_cutoff:
+        raise UnsupportedError(
+            f"<vdW> is cut at {s.vdw_cutoff} nm and <Electrostatics> at {s.coulomb_cutoff} nm, but one OpenMM NonbondedForce "
+            "has one cutoff: give both sections the same cutoff"
+        )
+    cutoff = s.vdw_cutoff if vdw else s.coulomb_cutoff
+    if 2 * cutoff > float(np.diag(box).min()):
+        raise InputError(
+            f"the cutoff {cutoff} nm is more than half of the box, whose edges are {np.diag(box).tolist()} nm: use a "
+            "larger box"
+        )
+    if not coulomb:
+        electrostatics = None
+    elif s.coulomb_periodic_potential in ("Ewald3D-ConductingBoundary", "PME"):
+        electrostatics = "PME"
+    elif s.coulomb_periodic_potential == "reaction-field" or "k_rf" in s.coulomb_periodic_potential:
+        electrostatics = "CutoffPeriodic"
+    else:
+        raise UnsupportedError(
+            f'<Electrostatics periodic_potential="{s.coulomb_periodic_potential}"> in a periodic box cannot be written as an '
+            "OpenMM NonbondedForce: supported are Ewald3D-ConductingBoundary and reaction-field"
+        )
+    if not vdw:
+        return _Method(electrostatics or "NoCutoff", "NoCutoff", electrostatics or "NoCutoff", cutoff)
+    if s.vdw_periodic_method == "cutoff":
+        return _Method(
+            electrostatics or "CutoffPeriodic", "CutoffPeriodic", electrostatics or "NoCutoff", cutoff, _switch(s)
+        )
+    if s.vdw_periodic_method == "Ewald3D":
+        if electrostatics == "CutoffPeriodic":
+            raise UnsupportedError(
+                '<vdW periodic_method="Ewald3D"> with reaction-field electrostatics cannot be written as one OpenMM '
+                "NonbondedForce: use Ewald3D-ConductingBoundary for both"
+            )
+        return _Method("LJPME", "LJPME", electrostatics or "NoCutoff", cutoff)
+    raise UnsupportedError(
+        f'<vdW periodic_method="{s.vdw_periodic_method}"> in a periodic box cannot be written as an OpenMM NonbondedForce: '
+        "supported are cutoff and Ewald3D; or build the System without box"
+    )
+
+
+def _switch(settings: NonbondedSettings) -> float | None:
+    width = settings.vdw_switch_width
+    return settings.vdw_cutoff - width if width > 0 else None
+
+
+def _nonbonded_force(system: System, values, method: _Method) -> openmm.NonbondedForce:
+    """A NonbondedForce of the sections in ``values``; a section that is left out counts as zero."""
+    import openmm
+
+    vdw, coulomb = "vdW" in values, "Electrostatics" in values
+    name = method.both if vdw and coulomb or not _both(system) else method.vdw if vdw else method.coulomb
+    force = openmm.NonbondedForce()
+    force.setNonbondedMethod(getattr(openmm.NonbondedForce, name))
+    if method.cutoff is not None:
+        force.setCutoffDistance(method.cutoff)
+    force.setEwaldErrorTolerance(EWALD_TOLERANCE)
+    force.setUseDispersionCorrection(vdw)
+    if vdw and method.switch is not None:
+        force.setUseSwitchingFunction(True)
+        force.setSwitchingDistance(method.switch)
+
+    topology = system.topology
+    charges = _per_molecule(system, values, "Electrostatics", "charge", 0.0)
+    sigmas = _per_molecule(system, values, "vdW", "sigma", 1.0)
+    epsilons = _per_molecule(system, values, "vdW", "epsilon", 0.0)
+    particles = [
+        list(zip(q.tolist(), s.tolist(), e.tolist(), strict=True))
+        for q, s, e in zip(charges, sigmas, epsilons, strict=True)
+    ]
+    exceptions = [
+        _exceptions(system.exceptions[u], charges[u], sigmas[u], epsilons[u]) for u in range(len(topology.molecules))
+    ]
+    for u in topology.copies.tolist():
+        for particle in particles[u]:
+            force.addParticle(*particle)
+    for u, start in zip(topology.copies.tolist(), topology.offsets.tolist(), strict=False):
+        for i, j, product, sigma, epsilon in exceptions[u]:
+            force.addException(start + i, start + j, product, sigma, epsilon)
+    return force
+
+
+def _both(system: System) -> bool:
+    return "vdW" in system.terms and "Electrostatics" in system.terms
+
+
+def _per_molecule(system: System, values, section: str, attribute: str, default: float) -> list[np.ndarray]:
+    """One array (n_atoms,) a unique molecule; ``default`` where the section is left out."""
+    arrays = [np.full(m.n_atoms, default) for m in system.topology.molecules]
+    if section in values:
+        term = system.terms[section]
+        bounds = np.searchsorted(term.slot_molecule, np.arange(len(arrays) + 1))
+        for u, array in enumerate(arrays):
+            slots = slice(bounds[u], bounds[u + 1])
+            array[term.slot_atoms[slots, 0]] = values[section][attribute][slots]
+    return arrays
+
+
+def _exceptions(pairs, charge, sigma, epsilon) -> list[tuple[int, int, float, float, float]]:
+    """(i, j, charge product, sigma, epsilon) of every excluded or scaled pair of one molecule, local indices.
+
+    A pair whose two scales are zero is written as OpenMM's createExceptionsFromBonds writes it: 0, 1 nm, 0.
+    """
+    i, j = pairs.atoms[:, 0], pairs.atoms[:, 1]
+    excluded = (pairs.vdw_scale == 0) & (pairs.coulomb_scale == 0)
+    product = pairs.coulomb_scale * charge[i] * charge[j]
+    mixed = np.where(excluded, 1.0, 0.5 * (sigma[i] + sigma[j]))
+    depth = pairs.vdw_scale * np.sqrt(epsilon[i] * epsilon[j])
+    rows = (i.tolist(), j.tolist(), product.tolist(), mixed.tolist(), depth.tolist())
+    return list(zip(*rows, strict=True))
+
+
+# --- particles --------------------------------------------------------------------------------------------------------
+
+
+def _masses(system: System, hydrogen_mass) -> np.ndarray:
+    """(n_particles,) amu, hydrogen masses repartitioned if asked for."""
+    masses = np.array(system.masses, dtype=np.float64)
+    if hydrogen_mass is None:
+        return masses
+    if hasattr(hydrogen_mass, "m_as"):
+        hydrogen_mass = hydrogen_mass.m_as("dalton")
+    elif hasattr(hydrogen_mass, "value_in_unit"):
+        from openmm import unit
+
+        hydrogen_mass = hydrogen_mass.value_in_unit(unit.dalton)
+    hydrogen_mass = float(hydrogen_mass)
+    if not (math.isfinite(hydrogen_mass) and hydrogen_mass > 0):
+        raise InputError(f"hydrogen_mass must be positive, in amu, got {hydrogen_mass}")
+    rigid = _rigid_waters(system)
+    changed = []
+    for u, molecule in enumerate(system.topology.molecules):
+        mass = np.array(molecule.masses, dtype=np.float64)
+        for a, b in [] if u in rigid else molecule.bonds.tolist():
+            heavy, hydrogen = (b, a) if molecule.atomic_numbers[a] == 1 else (a, b)
+            if molecule.atomic_numbers[hydrogen] != 1 or molecule.atomic_numbers[heavy] == 1:
+                continue
+            mass[heavy] -= hydrogen_mass - mass[hydrogen]
+            mass[hydrogen] = hydrogen_mass
+            if not mass[heavy] > 0:
+                raise InputError(
+                    f"hydrogen_mass={hydrogen_mass} leaves atom {molecule.atom_names[heavy]} of "
+                    f"{molecule.name or molecule.smiles} with {mass[heavy]:.3f} amu: use a smaller one"
+                )
+        changed.append(mass)
+    return np.concatenate([changed[u] for u in system.topology.copies])
+
+
+def _is_water(molecule: Molecule) -> bool:
+    return sorted(molecule.atomic_numbers.tolist()) == [1, 1, 8] and len(molecule.bonds) == 2
+
+
+def _rigid_waters(system: System) -> set[int]:
+    """Unique molecules that are water with all three distances constrained."""
+    if "Constraints" not in system.terms:
+        return set()
+    counts = np.bincount(system.terms["Constraints"].slot_molecule, minlength=len(system.topology.molecules))
+    return {u for u, m in enumerate(system.topology.molecules) if _is_water(m) and counts[u] == 3}
+
+
+# --- topology ---------------------------------------------------------------------------------------------------------
+
+
+def to_openmm_topology(system: System) -> openmm.app.Topology:
+    """An ``openmm.app.Topology`` with atoms, elements, bonds (type and order), residues, chains and box.
+
+    Residue names, numbers and chain ids are those that the molecules came with. Without them a molecule is one residue:
+    ``HOH`` for water, else named like the molecule, else ``UNK``. A molecule of several residues has chains of its own;
+    consecutive molecules of one residue and the same chain id share one. Bonds have their Kekule order.
+    """
+    import openmm.app
+    from openmm import Vec3, unit
+
+    made = openmm.app.Topology()
+    kinds = {1: openmm.app.Single, 2: openmm.app.Double, 3: openmm.app.Triple}
+    numbers = np.unique(system.topology.atomic_numbers).tolist()
+    elements = {n: openmm.app.Element.getByAtomicNumber(n) for n in numbers}
+    residues = [_residues(m) for m in system.topology.molecules]
+    chain, shared = None, None
+    for u in system.topology.copies.tolist():
+        molecule = system.topology.molecules[u]
+        single = len(set(residues[u])) == 1
+        last = (None, None, shared if single else None)
+        atoms = []
+        for name, number, entry in zip(molecule.atom_names, molecule.atomic_numbers.tolist(), residues[u], strict=True):
+            if entry != last:
+                if chain is None or entry[2] != last[2]:
+                    chain = made.addChain(id=entry[2] or None)
+                residue = made.addResidue(entry[0], chain, id=entry[1] or None)
+                last = entry
+            atoms.append(made.addAtom(name, elements[number], residue))
+        shared = last[2] if single else None
+        for (a, b), order in zip(molecule.bonds.tolist(), molecule.bond_orders.tolist(), strict=True):
+            made.addBond(atoms[a], atoms[b], type=kinds.get(order), order=order)
+    if system.box is not None:
+        made.setPeriodicBoxVectors([Vec3(*row) for row in system.box.tolist()] * unit.nanometer)
+    return made
+
+
+def _residues(molecule: Molecule) -> list[tuple[str, str, str]]:
+    """(residue name, number, chain id) of every atom; empty text where unknown, but a name always."""
+    default = "HOH" if _is_water(molecule) else molecule.name or "UNK"
+    known = molecule.residues or (("", "", ""),) * molecule.n_atoms
+    return [(name or default, number, chain) for name, number, chain in known]
