@@ -4,6 +4,7 @@ Units inside and at the array API are OpenMM's: nm, kJ/mol, rad, e, ps, amu, K, 
 """
 
 from offjax.assignment import AssignmentMatrix
+from offjax.batch import Conformers, SystemBatch
 from offjax.energy import PotentialEnergy
 from offjax.errors import (
     DifferentiationError,
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AssignmentMatrix",
+    "Conformers",
     "DifferentiationError",
     "InputError",
     "Label",
@@ -29,6 +31,7 @@ __all__ = [
     "PrecisionError",
     "Selection",
     "System",
+    "SystemBatch",
     "Term",
     "UnassignedParameterError",
     "UnsupportedError",

@@ -1,0 +1,1 @@
+"""Many molecules in a fixed number of compiled programs: the machinery behind :class:`offjax.SystemBatch`."""

@@ -1,0 +1,107 @@
+"""The terms of one System as plain host arrays: atoms, and parameter values as affine functions of the force field.
+
+This is where a batch leaves SMIRNOFF behind: what follows sees bonds, angles, torsions, atoms and pairs with affine
+values, and no force field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from offjax.energy import pairs
+from offjax.errors import InputError, UnsupportedError
+from offjax.nonbonded import PairList
+from offjax.system import System
+
+SECTIONS = {
+    "Bonds": ("k", "length"),
+    "Angles": ("k", "angle"),
+    "ProperTorsions": ("k", "phase"),
+    "ImproperTorsions": ("k", "phase"),
+    "vdW": ("sigma", "epsilon"),
+    "Electrostatics": ("charge",),
+}
+
+
+class Affine(NamedTuple):
+    """value[i] = sum_w weights[i, w] * theta[columns[i, w]] + offset[i], for n values."""
+
+    columns: np.ndarray
+    weights: np.ndarray
+    offset: np.ndarray
+
+    def take(self, rows) -> Affine:
+        """The values of some rows."""
+        return Affine(self.columns[rows], self.weights[rows], self.offset[rows])
+
+    @classmethod
+    def zero(cls, n: int) -> Affine:
+        """n values that are zero whatever the parameters."""
+        return cls(np.zeros((n, 1), np.int32), np.zeros((n, 1)), np.zeros(n))
+
+    @staticmethod
+    def concatenate(parts: Sequence[Affine]) -> Affine:
+        """Stack values; narrower tables are padded with weight zero at column 0."""
+        width = max((part.columns.shape[1] for part in parts), default=1)
+        padded = [
+            (*(np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in (part.columns, part.weights)), part.offset)
+            for part in parts
+        ]
+        empty = (np.zeros((0, width), np.int32), np.zeros((0, width)), np.zeros(0))
+        return Affine(*(np.concatenate(column) for column in zip(empty, *padded, strict=True)))
+
+
+class Instances(NamedTuple):
+    """Terms of one section that contribute energy: atoms (n, body), values by attribute, periodicity for torsions."""
+
+    atoms: np.ndarray
+    values: Mapping[str, Affine]
+    periodicity: np.ndarray | None
+
+
+class MoleculeTerms(NamedTuple):
+    """Everything in the energy of one System without box; ``sections`` has vdW and Electrostatics by atom."""
+
+    n_atoms: int
+    sections: Mapping[str, Instances]
+    pairs: PairList
+
+
+def extract(system: System) -> MoleculeTerms:
+    """The terms of one System.
+
+    Raises
+    ------
+    InputError
+        The System has a box.
+    UnsupportedError
+        A section or nonbonded setting that a batch does not support; the message names it.
+    """
+    if system.box is not None:
+        raise InputError(
+            "it has a periodic box; a SystemBatch is for molecules in vacuum: build the System without box"
+        )
+    method = system.nonbonded.vdw_nonperiodic_method
+    if method != "no-cutoff":
+        raise UnsupportedError(f'<vdW nonperiodic_method="{method}"> is not supported in a batch; use system.to_jax()')
+    unknown = set(system.terms) - set(SECTIONS) - {"Constraints"}
+    if unknown := sorted(name for name in unknown if system.terms[name].n_slots):
+        raise UnsupportedError(f"section {', '.join(unknown)} is not supported in a batch; use system.to_jax()")
+    sections = {}
+    for name, attributes in SECTIONS.items():
+        if name not in system.terms:
+            continue
+        term = system.terms[name]
+        keep = system.active[name][term.slot]
+        slot = term.slot[keep]
+        values = {}
+        for attribute in attributes:
+            matrix = system.assignment[name][attribute]
+            values[attribute] = Affine(*matrix.table, matrix.offset).take(slot)
+        periodicity = None if term.periodicity is None else np.asarray(term.periodicity)[slot].astype(np.int32)
+        sections[name] = Instances(term.atoms[keep], values, periodicity)
+    both = [np.concatenate(columns) for columns in zip(*pairs(system), strict=True)]
+    return MoleculeTerms(system.n_particles, sections, PairList(*both))

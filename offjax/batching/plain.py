@@ -1,0 +1,99 @@
+"""The plain path of a batch: every conformer's terms concatenated into one flat list, and JAX's own differentiation.
+
+It holds every term of every conformer at once, but it is a direct transcription of the energy (the kernels of
+:mod:`offjax.terms` over index arrays) and can be differentiated in any mode and to any order. The chunked path is tested
+against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from offjax.batching.instances import Affine, MoleculeTerms
+from offjax.terms import angles, bonds, electrostatics, torsions, vdw
+
+KERNELS = {
+    "Bonds": bonds.energies,
+    "Angles": angles.energies,
+    "ProperTorsions": torsions.energies,
+    "ImproperTorsions": torsions.energies,
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class PlainTerms:
+    """All terms of all conformers: ``atoms[name]`` (n, body) rows of the flat positions, ``conformer[name]`` (n,) the
+    conformer each belongs to, ``values[name]`` its parameters as affine functions of theta. ``"pairs"`` are the
+    nonbonded pairs; vdW and Electrostatics have values by atom row."""
+
+    atoms: dict[str, Array]
+    conformer: dict[str, Array]
+    values: dict[str, dict[str, Affine]]
+    periodicity: dict[str, Array]
+    vdw_scale: Array
+    coulomb_scale: Array
+
+    def energies(self, theta, x: Float[Array, "row 3"], n: int) -> Float[Array, " n"]:
+        """Energy of each of ``n`` conformers, kJ/mol; ``theta`` the force-field vector, ``x`` all atom rows in nm."""
+        values = {s: {a: _affine(v, theta, x.dtype) for a, v in d.items()} for s, d in self.values.items()}
+        total = jnp.zeros(n, x.dtype)
+
+        def add(name, terms):
+            return total + jax.ops.segment_sum(terms, self.conformer[name], num_segments=n)
+
+        for name, kernel in KERNELS.items():
+            if name in values:
+                extra = {"periodicity": self.periodicity[name]} if name in self.periodicity else {}
+                total = add(name, kernel(x, self.atoms[name], **values[name], **extra))
+        i, j = self.atoms["pairs"][:, 0], self.atoms["pairs"][:, 1]
+        r2 = jnp.sum((x[j] - x[i]) ** 2, axis=-1)
+        if "vdW" in values:
+            sigma, epsilon = values["vdW"]["sigma"], values["vdW"]["epsilon"]
+            u = vdw.potential(r2, *vdw.combine(sigma[i], sigma[j], epsilon[i], epsilon[j]))
+            total = add("pairs", jnp.asarray(self.vdw_scale, x.dtype) * u)
+        if "Electrostatics" in values:
+            q = values["Electrostatics"]["charge"]
+            total = add("pairs", electrostatics.potential(r2, jnp.asarray(self.coulomb_scale, x.dtype) * q[i] * q[j]))
+        return total
+
+    def energies_and_forces(self, theta, x: Float[Array, "row 3"], n: int):
+        """Energies (n,), and forces (row, 3) in kJ/mol/nm as minus the derivative of their sum."""
+
+        def total(x):
+            energies = self.energies(theta, x, n)
+            return jnp.sum(energies), energies
+
+        gradient, energies = jax.grad(total, has_aux=True)(x)
+        return energies, -gradient
+
+
+def _affine(value: Affine, theta, dtype):
+    columns, weights, offset = value
+    return jnp.sum(jnp.asarray(weights, dtype) * theta[columns], axis=1) + jnp.asarray(offset, dtype)
+
+
+def flatten(molecules: Sequence[MoleculeTerms], molecule: np.ndarray) -> PlainTerms:
+    """The terms of conformers; ``molecule`` (n_conformers,) tells which of ``molecules`` each is."""
+    sizes = np.array([m.n_atoms for m in molecules])
+    starts = np.concatenate([[0], np.cumsum(sizes[molecule])])
+    used = [molecules[m] for m in molecule]
+    atoms, conformer, values, periodicity = {}, {}, {}, {}
+    for name in sorted({name for m in used for name in m.sections}):
+        parts = [(c, m.sections[name]) for c, m in enumerate(used) if name in m.sections]
+        atoms[name] = np.concatenate([part.atoms + starts[c] for c, part in parts]).astype(np.int32)
+        conformer[name] = np.concatenate([np.full(len(part.atoms), c) for c, part in parts]).astype(np.int32)
+        values[name] = {a: Affine.concatenate([part.values[a] for _, part in parts]) for a in parts[0][1].values}
+        if parts[0][1].periodicity is not None:
+            periodicity[name] = np.concatenate([part.periodicity for _, part in parts])
+    pairs = [m.pairs for m in used]
+    atoms["pairs"] = np.concatenate([p.atoms + starts[c] for c, p in enumerate(pairs)]).astype(np.int32)
+    conformer["pairs"] = np.repeat(np.arange(len(pairs)), [len(p.atoms) for p in pairs]).astype(np.int32)
+    scales = (np.concatenate([p.vdw_scale for p in pairs]), np.concatenate([p.coulomb_scale for p in pairs]))
+    return PlainTerms(atoms, conformer, values, periodicity, *scales)
