@@ -356,7 +356,7 @@ def _stereo(where: str) -> Iterator[None]:
         centres = [line.strip(" -") for line in str(error).splitlines() if line.strip().startswith("- ")]
         raise InputError(
             f"{where}: undefined stereochemistry at {'; '.join(centres) or 'an atom or bond'}: write it into the "
-            "SMILES (@, @@, /, \\), or allow it with --allow-undefined-stereo"
+            "SMILES (@, @@, /, \\), or allow it with --undefined-stereo"
         ) from error
     except InputError:
         raise
