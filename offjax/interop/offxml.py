@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from offjax.errors import InputError
+from offjax.interop.files import write_atomically
 from offjax.parameters import Label
 
 if TYPE_CHECKING:
@@ -23,9 +21,9 @@ if TYPE_CHECKING:
 def to_force_field(system: System, p: ParameterSet | None = None) -> ForceField:
     """The ``ForceField`` of ``system.source`` with the values of ``p`` (default: ``system.parameters``).
 
-    A value is rewritten, in the unit that the file gives it, only where its entry in ``p`` differs bitwise from the loaded
-    one; every other value, all section options and cosmetic attributes stay as they were. Loading the result gives
-    ``p`` bitwise, or its nearest representable neighbour where no number in the file's unit maps onto it.
+    A value is rewritten, in the unit that the file gives it, only where its entry in ``p`` differs bitwise from the
+    loaded one; every other value, all section options and cosmetic attributes stay as they were. Loading the result
+    gives ``p`` bitwise, or its nearest representable neighbour where no number in the file's unit maps onto it.
 
     Raises
     ------
@@ -58,40 +56,6 @@ def to_offxml(system: System, path, p: ParameterSet | None = None) -> None:
         The directory does not exist or cannot be written, or see :func:`to_force_field`.
     """
     write_atomically(path, to_force_field(system, p).to_string().encode())
-
-
-def write_atomically(path, content: bytes) -> None:
-    """Write a file so that ``path`` holds either its old or all of its new content, never a part.
-
-    Raises
-    ------
-    InputError
-        The directory does not exist or cannot be written.
-    """
-    path = Path(os.fspath(path))
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: the directory {path.parent} does not exist; create it first")
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a directory")
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
-            temporary = file.name
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write(force_field: ForceField, label: Label, value: float) -> None:

@@ -23,7 +23,7 @@ FORCE_GROUPS = ("Bonds", "Angles", "ProperTorsions", "ImproperTorsions", "vdW", 
 """With ``split_terms=True``, the section at index n is force group n."""
 
 EWALD_TOLERANCE = 1e-4
-"""Ewald error tolerance of exported periodic Systems; OpenFF Interchange writes the same (OpenMM's own default is 5e-4)."""
+"""Ewald error tolerance of exported periodic Systems, as OpenFF Interchange writes it (OpenMM's default is 5e-4)."""
 
 
 def to_openmm(
@@ -172,8 +172,8 @@ def _method(settings: NonbondedSettings, vdw: bool, coulomb: bool, box: np.ndarr
         return _Method("CutoffNonPeriodic", "CutoffNonPeriodic", "NoCutoff", s.vdw_cutoff, _switch(s))
     if vdw and coulomb and s.vdw_cutoff != s.coulomb_cutoff:
         raise UnsupportedError(
-            f"<vdW> is cut at {s.vdw_cutoff} nm and <Electrostatics> at {s.coulomb_cutoff} nm, but one OpenMM NonbondedForce "
-            "has one cutoff: give both sections the same cutoff"
+            f"<vdW> is cut at {s.vdw_cutoff} nm and <Electrostatics> at {s.coulomb_cutoff} nm, but one OpenMM "
+            "NonbondedForce has one cutoff: give both sections the same cutoff"
         )
     cutoff = s.vdw_cutoff if vdw else s.coulomb_cutoff
     if 2 * cutoff > float(np.diag(box).min()):
@@ -189,8 +189,8 @@ def _method(settings: NonbondedSettings, vdw: bool, coulomb: bool, box: np.ndarr
         electrostatics = "CutoffPeriodic"
     else:
         raise UnsupportedError(
-            f'<Electrostatics periodic_potential="{s.coulomb_periodic_potential}"> in a periodic box cannot be written as an '
-            "OpenMM NonbondedForce: supported are Ewald3D-ConductingBoundary and reaction-field"
+            f'<Electrostatics periodic_potential="{s.coulomb_periodic_potential}"> in a periodic box cannot be '
+            "written as an OpenMM NonbondedForce: supported are Ewald3D-ConductingBoundary and reaction-field"
         )
     if not vdw:
         return _Method(electrostatics or "NoCutoff", "NoCutoff", electrostatics or "NoCutoff", cutoff)
@@ -206,8 +206,8 @@ def _method(settings: NonbondedSettings, vdw: bool, coulomb: bool, box: np.ndarr
             )
         return _Method("LJPME", "LJPME", electrostatics or "NoCutoff", cutoff)
     raise UnsupportedError(
-        f'<vdW periodic_method="{s.vdw_periodic_method}"> in a periodic box cannot be written as an OpenMM NonbondedForce: '
-        "supported are cutoff and Ewald3D; or build the System without box"
+        f'<vdW periodic_method="{s.vdw_periodic_method}"> in a periodic box cannot be written as an OpenMM '
+        "NonbondedForce: supported are cutoff and Ewald3D; or build the System without box"
     )
 
 

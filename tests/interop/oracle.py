@@ -1,15 +1,23 @@
 """OpenFF Interchange and OpenMM's Reference platform as the independent answer, term by term.
 
 Interchange's own export with ONE NonbondedForce is taken apart: propers from impropers, and the NonbondedForce once
-with all charges zero and once with all epsilons zero. (Its split export writes another Coulomb constant in the 1-4 terms.)
+with all charges zero and once with all epsilons zero. (Its split export uses
+another Coulomb constant for 1-4 pairs.)
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import jax
 import numpy as np
+
+from offjax.assignment import AssignmentMatrix
+from offjax.nonbonded import PairList
+from offjax.parameters import ParameterSet, Schema
+from offjax.system import Term
+from offjax.topology import Molecule, Topology
 
 TERMS = ("Bonds", "Angles", "ProperTorsions", "ImproperTorsions", "vdW", "Electrostatics")
 VALENCE = TERMS[:4]
@@ -100,66 +108,77 @@ def _terms(energy, p, x):
 
 
 def offjax_terms(system, positions, p=None):
-    """offjax's answer in the same form; programs are shared by Systems that fit the same padded shape."""
-    energy, x, n = padded(system.to_jax(), np.asarray(positions))
-    values, gradients = jax.device_get(_terms(energy, system.parameters if p is None else p, x))
+    """offjax's answer in the same form, from the slots of ``p``; one compilation a rounded size, for all force fields."""
+    n = system.n_particles
+    larger = padded(system, system.slots(p))
+    far = 100.0 + np.arange(larger.n_particles - n)[:, None] * np.array([1.0, 0.3, 0.1])
+    far[::2, 1] += 0.4
+    x = np.concatenate([np.asarray(positions), far])
+    values, gradients = jax.device_get(_terms(larger.to_jax(), larger.parameters, x))
     found = {t: (float(values[t]), -np.asarray(gradients[t])[:n]) for t in values}
     return {t: found.get(t, (0.0, np.zeros((n, 3)))) for t in TERMS}
 
 
-def padded(energy, positions):
-    """The same PotentialEnergy with all arrays padded to round sizes, so that many molecules need few compilations.
+NOTHING = ParameterSet.loaded(Schema({"Constraints": {}}))
+"""Parameters of an empty force field."""
 
-    The padding is inert: atoms without charge and epsilon, valence terms with k = 0.
+
+def padded(system, slots):
+    """A System of rounded shapes with the same energy, whose slots are constants.
+
+    Slots that constraints replace are left out; an inert molecule (no charge, epsilon = 0, k = 0) is added that has
+    as many slots, excluded and scaled pairs as are missing to the round numbers. For Systems of unique molecules.
     """
-    from dataclasses import replace
+    n = system.n_particles
+    room = next(s for s in (16, 32, 64, 128, 256, 512) if s >= n)
+    extra = next(m for m in range(8, 200) if m * (m - 1) // 2 >= 11 * room)
+    size = room + extra
+    blank = np.zeros(size - n)
+    filler = Molecule("", "padding", blank, blank, blank, np.zeros((0, 2), np.int32), np.zeros(0), ())
+    u = len(system.topology.molecules)
+    assert list(system.topology.copies) == list(range(u))
+    topology = Topology((*system.topology.molecules, filler), np.arange(u + 1))
 
-    from offjax.energy import PotentialEnergy
-
-    n = energy.static.n_atoms
-    size = next(s for s in (16, 32, 64, 128, 256, 512) if s >= n + 2)
-    far = 100.0 + np.arange(size - n)[:, None] * np.array([1.0, 0.3, 0.1])
-    x = np.concatenate([positions, far])
-
-    def grow(array, length, fill=0):
-        array = np.asarray(array)
-        if len(array) > length:
-            raise ValueError(f"{len(array)} > {length}")
-        return np.concatenate([array, np.full((length - len(array), *array.shape[1:]), fill, array.dtype)])
-
-    factor = {"Bonds": 1.5, "Angles": 3, "ProperTorsions": 14, "ImproperTorsions": 6, "vdW": 1, "Electrostatics": 1}
-    sections = {}
-    for name, s in energy.sections.items():
-        instances = slots = int(factor[name] * size)
-        width = 2 if name != "Electrostatics" else 6
-        wide = {a: np.pad(np.asarray(c), ((0, 0), (0, width - np.shape(c)[1]))) for a, c in s.columns.items()}
-        heavy = {a: np.pad(np.asarray(c), ((0, 0), (0, width - np.shape(c)[1]))) for a, c in s.weights.items()}
-        sections[name] = replace(
-            s,
-            columns={a: grow(c, slots) for a, c in wide.items()},
-            weights={a: grow(c, slots) for a, c in heavy.items()},
-            offset={a: grow(c, slots) for a, c in s.offset.items()},
-            slot=grow(s.slot, instances, slots - 1),
-            active=grow(s.active, instances, instances - 1),
-            atoms=grow(s.atoms, instances),
-            periodicity=None if s.periodicity is None else grow(s.periodicity, instances, 1),
+    none = np.zeros(0, np.int64)
+    counts = {"Bonds": 2 * room, "Angles": 4 * room, "ProperTorsions": 16 * room, "ImproperTorsions": 8 * room}
+    terms, assignment = {}, {}
+    for section, term in system.terms.items():
+        if section == "Constraints":
+            continue
+        on = np.nonzero(system.active[section])[0]
+        body = term.slot_atoms.shape[1]
+        missing = counts.get(section, size) - len(on)
+        assert missing > 0, f"{len(on)} slots of {section}"
+        local = np.arange(size - n)[:, None] if body == 1 else np.tile(np.arange(body), (missing, 1))
+        periodicity = term.periodicity
+        if periodicity is not None:
+            periodicity = np.concatenate([periodicity[on], np.ones(missing, np.int32)])
+        terms[section] = Term.build(
+            section,
+            np.concatenate([term.slot_atoms[on], local]),
+            np.concatenate([term.slot_molecule[on], np.full(missing, u)]),
+            topology,
+            periodicity,
         )
-        if len(s.slot) == instances and name not in ("vdW", "Electrostatics"):
-            raise ValueError(f"no room for padding in {name}")
+        assignment[section] = {
+            a: AssignmentMatrix(
+                NOTHING.schema, none, none, np.zeros(0), np.concatenate([v[on], np.zeros(missing)])
+            )
+            for a, v in slots[section].items()
+        }
 
-    def grow_pairs(pairs, length):
-        room = length - len(pairs.atoms)
-        atoms = np.concatenate([np.asarray(pairs.atoms), np.tile([[n, n + 1]], (room, 1))]).astype(np.int32)
-        return replace(
-            pairs,
-            atoms=atoms,
-            vdw_scale=grow(pairs.vdw_scale, length),
-            coulomb_scale=grow(pairs.coulomb_scale, length),
-        )
-
-    full, scaled = grow_pairs(energy.full, size * (size - 1) // 2), grow_pairs(energy.scaled, 5 * size)
-    static = replace(energy.static, n_atoms=size)
-    return PotentialEnergy(sections, full, scaled, static), x, n
+    n_scaled = sum(np.count_nonzero((e.vdw_scale != 0) | (e.coulomb_scale != 0)) for e in system.exceptions)
+    n_excluded = sum(len(e.atoms) for e in system.exceptions) - n_scaled
+    pairs = np.stack(np.triu_indices(size - n, 1), axis=1)[: 11 * room - n_scaled - n_excluded].astype(np.int32)
+    scale = np.where(np.arange(len(pairs)) < 7 * room - n_scaled, 1.0, 0.0)
+    return replace(
+        system,
+        parameters=NOTHING,
+        topology=topology,
+        terms=terms,
+        assignment=assignment,
+        exceptions=(*system.exceptions, PairList(pairs, scale, scale)),
+    )
 
 
 def disagreements(ours, theirs) -> list[str]:
