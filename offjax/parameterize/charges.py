@@ -90,9 +90,9 @@ def _given(molecule: Molecule, given: Sequence[Molecule] | None) -> np.ndarray |
         charges = np.zeros(molecule.n_atoms)
         values = other.partial_charges.m_as("elementary_charge")
         # the map of an identical order is the identity, so that topologically equivalent atoms keep their own charge
-        if all(
-            a.atomic_number == b.atomic_number for a, b in zip(other.atoms, molecule.atoms, strict=True)
-        ) and (other.to_smiles(mapped=True) == molecule.to_smiles(mapped=True)):
+        if all(a.atomic_number == b.atomic_number for a, b in zip(other.atoms, molecule.atoms, strict=True)) and (
+            other.to_smiles(mapped=True) == molecule.to_smiles(mapped=True)
+        ):
             mapping = {i: i for i in range(molecule.n_atoms)}
         for i, j in mapping.items():
             charges[j] = values[i]
@@ -126,17 +126,13 @@ def _increments(handler, molecule: Molecule) -> Charges:
         parameter = match.parameter_type
         row, n = rows[id(parameter)], len(parameter.charge_increment)
         if n not in (len(atoms), len(atoms) - 1):
-            raise InputError(
-                f"ChargeIncrement {parameter.smirks}: {n} increments for {len(atoms)} tagged atoms"
-            )
+            raise InputError(f"ChargeIncrement {parameter.smirks}: {n} increments for {len(atoms)} tagged atoms")
         for place, atom in enumerate(atoms):
             if place < n:
                 entries.append((atom, row, place + 1, 1.0))
             else:
                 entries.extend((atom, row, term, -1.0) for term in range(1, n + 1))
-    return Charges(
-        f"ChargeIncrementModel {handler.partial_charge_method}", base, "ChargeIncrementModel", entries
-    )
+    return Charges(f"ChargeIncrementModel {handler.partial_charge_method}", base, "ChargeIncrementModel", entries)
 
 
 def compute(molecule: Molecule, method: str, extra: dict[str, str | None] | None = None) -> np.ndarray:
@@ -196,7 +192,11 @@ def bond_orders(molecule: Molecule, method: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def toolkit_registry():
-    """A toolkit registry that finds AmberTools beside the running Python even if it is not on PATH."""
+    """The toolkit's default registry, which also finds AmberTools beside the running Python if it is not on PATH.
+
+    The order is that of ``openff.toolkit.GLOBAL_TOOLKIT_REGISTRY``, so that Gasteiger charges, say, come from the same
+    program as in plain OpenFF (AmberTools' differ from RDKit's by 1e-5 e).
+    """
     from openff.toolkit.utils.toolkits import (
         AmberToolsToolkitWrapper,
         BuiltInToolkitWrapper,
@@ -216,8 +216,8 @@ def toolkit_registry():
             for w in (
                 NAGLToolkitWrapper,
                 OpenEyeToolkitWrapper,
-                AmberToolsToolkitWrapper,
                 RDKitToolkitWrapper,
+                AmberToolsToolkitWrapper,
                 BuiltInToolkitWrapper,
             )
             if w.is_available()
