@@ -104,7 +104,8 @@ def _record(case, result) -> dict[str, Any]:
 def _print(record: dict[str, Any], case, result, top: int) -> None:
     from offjax.cli.tables import line, number, show
 
-    line(f"{record['name']}: {record['n_conformers']} conformers, charges: {record['charges']}")
+    count = f"{record['n_conformers']} conformer{'' if record['n_conformers'] == 1 else 's'}"
+    line(f"{record['name']}: {count}, charges: {record['charges']}")
     worst: dict[str, Any] = {}
     for c in result.comparisons:
         if (

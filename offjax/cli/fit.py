@@ -63,6 +63,7 @@ def _finish(result) -> None:
     from offjax import report
     from offjax.cli import session, tables
     from offjax.fit import summary
+    from offjax.interop.units import short
 
     with session.working("writing the report"):
         page = report.write(result, result.directory / "report.html")
@@ -95,7 +96,7 @@ def _finish(result) -> None:
                 row.id or "",
                 f"{row.initial:.5g}",
                 f"{row.fitted:.5g}",
-                tables.unit(row.unit),
+                short(row.unit),
                 f"{row.shift_in_widths:+.2f}",
                 "at its bound" if row.at_bound else "",
             )

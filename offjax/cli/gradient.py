@@ -13,8 +13,8 @@ TYPICAL = {
     "distance": (0.001, "0.01 Å"),
     "sigma": (0.001, "0.01 Å"),
     "rmin_half": (0.001, "0.01 Å"),
-    "angle": (0.017453292519943295, "1 deg"),
-    "phase": (0.017453292519943295, "1 deg"),
+    "angle": (0.017453292519943295, "1°"),
+    "phase": (0.017453292519943295, "1°"),
     "charge": (0.01, "0.01 e"),
     "charge_increment": (0.01, "0.01 e"),
 }
@@ -101,7 +101,8 @@ def _record(case, g) -> dict[str, Any]:
 
 
 def _print(record: dict[str, Any], top: int) -> None:
-    from offjax.cli.tables import line, show, unit
+    from offjax.cli.tables import line, show
+    from offjax.interop.units import short
 
     rows = [
         (
@@ -110,7 +111,7 @@ def _print(record: dict[str, Any], top: int) -> None:
             row["smirks"] or "",
             row["instances"],
             f"{row['value']:.6g}",
-            unit(row["unit"]),
+            short(row["unit"]),
             f"{row['gradient_kcal_per_mol_per_unit']:.4g}",
             row["change"],
             f"{row['effect_kcal_per_mol']:.3g}",

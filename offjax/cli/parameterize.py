@@ -89,6 +89,8 @@ def show(record: dict[str, Any]) -> None:
     )
     rows = []
     for s in record["sections"]:
+        if not s["slots"] and not s["parameters"]:
+            continue
         off = f"{s['replaced_by_constraints']} held by constraints" if s["replaced_by_constraints"] else ""
         rows.append((s["section"], s["slots"], s["instances"], f"{s['parameters_used']} of {s['parameters']}", off))
     table(

@@ -7,40 +7,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-WORDS = {
-    "kilocalorie_per_mole": "kcal/mol",
-    "kilocalorie": "kcal",
-    "kilojoule": "kJ",
-    "angstrom": "Å",
-    "nanometer": "nm",
-    "radian": "rad",
-    "degree": "deg",
-    "elementary_charge": "e",
-    "mole": "mol",
-    " ** 2": "²",
-    " ** -2": "⁻²",
-    " ** 1": "",
-    " / ": "/",
-    " * ": "·",
-}
-
-
-def unit(text: str) -> str:
-    """A unit of the force-field file, short.
-
-    >>> unit("kilocalorie / angstrom ** 2 / mole")
-    'kcal/mol/Å²'
-    >>> unit("degree")
-    'deg'
-    """
-    for long, short in WORDS.items():
-        text = text.replace(long, short)
-    head, *rest = text.split("/")
-    if "mol" in rest:  # the energy unit together, as people write it
-        rest.remove("mol")
-        head += "/mol"
-    return "/".join([head, *rest])
-
 
 def console():
     """For stdout; in a pipe as wide as the table, so that nothing is cut."""

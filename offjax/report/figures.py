@@ -1,0 +1,94 @@
+"""The data behind the plots. ``script.js`` draws them; nothing here knows colours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from offjax.fit import FitResult
+
+MAX_POINTS = 4000
+"""Points of a scatter plot and split; beyond, a regular sample is shown and the page says so."""
+BINS = 70
+MAX_BARS = 40
+
+
+def data(result: FitResult, parameters: list[dict[str, Any]]) -> dict[str, Any]:
+    """Everything that is plotted, as JSON-ready values."""
+    splits = [s for s in ("test", "train") if any(m.split == s for m in result.molecules)]
+    return {
+        "history": history(result),
+        "energies": {split: energies(result, split) for split in splits},
+        "forces": {split: found for split in splits if (found := forces(result, split)) is not None},
+        "shifts": shifts(parameters),
+    }
+
+
+def history(result: FitResult) -> dict[str, list[Any]]:
+    """Columns of the iterations' log."""
+    keys = ("iteration", "objective", "energy_part", "force_part", "prior_part")
+    keys += tuple(f"{q}_rmse_{s}" for q in ("energy", "force") for s in ("train", "test"))
+    return {key: [entry.get(key) for entry in result.history] for key in keys}
+
+
+def energies(result: FitResult, split: str) -> dict[str, Any]:
+    """Relative energies of all conformers, kJ/mol: QM, before, after, and which molecule."""
+    chosen = [m for m in result.molecules if m.split == split]
+    columns = {
+        key: np.concatenate([np.asarray(getattr(m, f"energies_{key}"), dtype=float) for m in chosen])
+        for key in ("qm", "initial", "fitted")
+    }
+    member = np.repeat(np.arange(len(chosen)), [len(m.energies_qm) for m in chosen])
+    total = len(member)
+    keep = slice(None) if total <= MAX_POINTS else np.linspace(0, total - 1, MAX_POINTS).astype(int)
+    return {
+        **{key: column[keep] for key, column in columns.items()},
+        "molecule": member[keep],
+        "names": [m.name for m in chosen],
+        "total": total,
+        "shown": min(total, MAX_POINTS),
+    }
+
+
+def forces(result: FitResult, split: str) -> dict[str, Any] | None:
+    """Two-dimensional histograms of all Cartesian force components against QM, kJ/mol/nm; None without QM forces."""
+    chosen = [m for m in result.molecules if m.split == split and m.forces_qm is not None]
+    if not chosen:
+        return None
+    columns = {
+        key: np.concatenate([np.asarray(getattr(m, f"forces_{key}"), dtype=float).ravel() for m in chosen])
+        for key in ("qm", "initial", "fitted")
+    }
+    limit = _round_up(max(float(np.quantile(np.abs(c), 0.9995)) for c in columns.values()))
+    edges = np.linspace(-limit, limit, BINS + 1)
+    found: dict[str, Any] = {"centres": (edges[1:] + edges[:-1]) / 2, "limit": limit, "total": len(columns["qm"])}
+    for when in ("initial", "fitted"):
+        counts = np.histogram2d(columns[when], columns["qm"], bins=(edges, edges))[0].astype(int)
+        found[when] = counts
+        found[f"{when}_outside"] = len(columns["qm"]) - int(counts.sum())
+    return found
+
+
+def shifts(parameters: list[dict[str, Any]]) -> dict[str, Any]:
+    """The largest shifts in widths of their priors."""
+    with_prior = [row for row in parameters if row["shift"] is not None]
+    shown = with_prior[:MAX_BARS]
+    return {
+        "name": [f"{row['id'] or row['smirks']} {row['attribute']}" for row in shown],
+        "section": [row["section"] for row in shown],
+        "smirks": [row["smirks"] for row in shown],
+        "shift": [row["shift"] for row in shown],
+        "at_bound": [row["at_bound"] for row in shown],
+        "text": [f"{row['initial']:.5g} → {row['fitted']:.5g} {row['unit']}" for row in shown],
+        "total": len(with_prior),
+    }
+
+
+def _round_up(value: float) -> float:
+    """To one of 1, 2, 5 times a power of ten; 1 for zero."""
+    if not value > 0:
+        return 1.0
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(next(f * power for f in (1, 1.5, 2, 3, 5, 7.5, 10) if f * power >= value * (1 - 1e-12)))

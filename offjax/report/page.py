@@ -1,0 +1,95 @@
+"""From a FitResult to ``report.html``: one file with its data, drawings, style and plotly.js inside."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offjax.interop.offxml import write_atomically
+from offjax.report import drawings, figures, rows
+
+if TYPE_CHECKING:
+    from offjax.fit import FitResult
+
+FOLDER = Path(__file__).parent
+MAX_DRAWINGS = 60
+"""Fitted patterns that are drawn, those with the largest shifts first."""
+
+
+def write(result: FitResult, path) -> Path:
+    """Write the page of a fit, whole or not at all; returns its path.
+
+    Raises
+    ------
+    InputError
+        The directory does not exist or cannot be written.
+    """
+    path = Path(os.fspath(path))
+    write_atomically(path, html(result).encode())
+    return path
+
+
+def html(result: FitResult) -> str:
+    """The page as text."""
+    import jinja2
+    from plotly.offline import get_plotlyjs
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["sig"] = significant
+    parameters = rows.parameters(result)
+    plotted = figures.data(result, parameters)
+    patterns = drawings.patterns(result, parameters)
+    return environment.get_template("template.html").render(
+        plotly=get_plotlyjs(),
+        style=(FOLDER / "style.css").read_text(),
+        script=(FOLDER / "script.js").read_text(),
+        data=_json(plotted),
+        has_forces=bool(plotted["forces"]),
+        summary=rows.summary(result),
+        cards=rows.cards(result),
+        parameters=parameters,
+        patterns=patterns[:MAX_DRAWINGS],
+        n_patterns=len(patterns),
+        molecules=rows.molecules(result),
+        structures=[drawings.molecule(m.smiles) for m in result.molecules],
+        provenance=rows.provenance(result),
+        config=rows.configuration(result),
+        left_out=[(str(item.label), item.reason) for item in result.free.left_out],
+    )
+
+
+def _json(data: dict[str, Any]) -> str:
+    """JSON that may stand inside a script element; numbers that are not finite become null."""
+    return json.dumps(_finite(data), allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if hasattr(value, "tolist"):
+        return _finite(value.tolist())
+    if isinstance(value, float):
+        # seven digits are more than a screen shows
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    return value
+
+
+def significant(value: float | None, digits: int = 5) -> str:
+    """``digits`` significant digits, without an exponent where that is readable; a dash for None.
+
+    >>> significant(529.24296832)
+    '529.24'
+    >>> significant(None)
+    '–'
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    text = f"{value:.{digits}g}"
+    return f"{value:,.0f}" if "e+" in text and abs(value) < 1e9 else text

@@ -1,0 +1,149 @@
+"""The numbers of the report as plain rows: cards, parameters, molecules, provenance."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from offjax.fit import metrics
+from offjax.interop.units import short
+
+if TYPE_CHECKING:
+    from offjax.fit import FitResult
+
+QUANTITIES = {"force": ("Force RMSE", "kJ/mol/nm"), "energy": ("Energy RMSE", "kJ/mol")}
+SPLITS = {"test": "held out", "train": "training"}
+
+
+def summary(result: FitResult) -> dict[str, Any]:
+    """The headline: what was fitted to what."""
+    count = {split: sum(m.split == split for m in result.molecules) for split in SPLITS}
+    files = result.provenance.get("force_field") or result.config.force_field
+    files = [files] if isinstance(files, str) else files
+    return {
+        "title": ", ".join(name.rsplit("/", 1)[-1].removesuffix(".offxml") for name in files),
+        "n_parameters": len(result.selection),
+        "n_train": count["train"],
+        "n_test": count["test"],
+        "n_conformers": sum(len(m.energies_qm) for m in result.molecules),
+        "method": result.config.optimizer.method,
+        "iterations": result.history[-1]["iteration"],
+        "stopped": result.stopped,
+        "interrupted": result.interrupted,
+        "n_at_bound": int(np.count_nonzero(result.at_bound)),
+        "date": str(result.provenance.get("date", ""))[:10],
+        "seconds": result.provenance.get("seconds"),
+    }
+
+
+def cards(result: FitResult) -> list[dict[str, Any]]:
+    """RMSE before and after, held out first."""
+    found = []
+    for split, words in SPLITS.items():
+        for quantity, (name, units) in QUANTITIES.items():
+            before = result.metrics[split].get(f"{quantity}_rmse_initial")
+            after = result.metrics[split].get(f"{quantity}_rmse_fitted")
+            if before is None or after is None:
+                continue
+            change = 100.0 * (after / before - 1.0) if before else 0.0
+            found.append(
+                {
+                    "split": split,
+                    "name": f"{name}, {words}",
+                    "unit": units,
+                    "before": before,
+                    "after": after,
+                    "change": f"{abs(change):.0f} % {'lower' if change < 0 else 'higher'}",
+                    "better": change < 0,
+                    "share": min(after / before, before / after) * 100.0 if before and after else 0.0,
+                }
+            )
+    return found
+
+
+def parameters(result: FitResult) -> list[dict[str, Any]]:
+    """One row a fitted value, in the units of the force-field file; largest shift first."""
+    found = []
+    for index, row in zip(result.selection.indices, result.table().to_dict("records"), strict=True):
+        shift = row["shift_in_widths"] if math.isfinite(row["prior_width"]) else None
+        found.append(
+            {
+                "index": int(index),
+                "section": row["section"],
+                "attribute": row["attribute"],
+                "id": row["id"] or "",
+                "smirks": row["smirks"] or row["name"] or "",
+                "unit": short(row["unit"]),
+                "initial": row["initial"],
+                "fitted": row["fitted"],
+                "change": row["change"],
+                "width": row["prior_width"] if shift is not None else None,
+                "shift": shift,
+                "at_bound": bool(row["at_bound"]),
+                "instances": int(row["training_instances"]),
+                "molecules": int(row["training_molecules"]),
+            }
+        )
+    return sorted(found, key=lambda row: -abs(row["shift"] if row["shift"] is not None else 0.0))
+
+
+def molecules(result: FitResult) -> list[dict[str, Any]]:
+    """One row a molecule: RMSE of its relative energies and of its forces, before and after."""
+    found = []
+    for m in result.molecules:
+        row: dict[str, Any] = {
+            "name": m.name,
+            "smiles": plain_smiles(m.smiles),
+            "inchikey": m.inchikey,
+            "split": m.split,
+            "split_name": SPLITS[m.split],
+            "n_conformers": len(m.energies_qm),
+            "n_atoms": m.system.n_particles,
+        }
+        for when in ("initial", "fitted"):
+            row[f"energy_{when}"] = metrics.energy_rmse([getattr(m, f"energies_{when}")], [m.energies_qm])
+            row[f"force_{when}"] = metrics.force_rmse([getattr(m, f"forces_{when}")], [m.forces_qm])
+        found.append(row)
+    return found
+
+
+def plain_smiles(mapped: str) -> str:
+    """A mapped SMILES without map numbers and hydrogens."""
+    from rdkit import Chem
+
+    molecule = Chem.MolFromSmiles(mapped)
+    if molecule is None:
+        return mapped
+    for atom in molecule.GetAtoms():
+        atom.SetAtomMapNum(0)
+    return Chem.MolToSmiles(Chem.RemoveHs(molecule))
+
+
+def provenance(result: FitResult) -> list[tuple[str, str]]:
+    """Where the numbers come from: (key, text)."""
+    p = result.provenance
+    found = [
+        ("Command", p.get("command")),
+        ("Date", p.get("date")),
+        ("Machine", p.get("machine")),
+        ("Wall time", f"{p['seconds']:.0f} s" if isinstance(p.get("seconds"), int | float) else None),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in (p.get("versions") or {}).items())),
+        ("Force field", ", ".join(map(str, p.get("force_field") or ()))),
+        ("Force-field digest", p.get("force_field_digest") or result.initial.digest),
+        ("Charges", ", ".join(map(str, p.get("charges") or ()))),
+        *((f"Data {d['file']}", f"SHA-256 {d['sha256']}") for d in p.get("data") or ()),
+        ("Data digest", p.get("data_digest")),
+        ("Configuration", p.get("config")),
+        ("Configuration digest", p.get("config_digest")),
+        ("Stopped", result.stopped),
+    ]
+    return [(key, str(text)) for key, text in found if text]
+
+
+def configuration(result: FitResult) -> str:
+    """The configuration as JSON, without keys that were left empty."""
+    content = result.config.model_dump(mode="json", exclude_none=True)
+    return json.dumps(content, indent=2, ensure_ascii=False)
