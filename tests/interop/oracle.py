@@ -103,8 +103,12 @@ def reference(force_field, topology, positions, charge_from_molecules=None, box=
 
 
 @jax.jit
-def _terms(energy, p, x):
-    return energy.by_term(p, x), jax.jacrev(lambda y: energy.by_term(p, y))(x)
+def _weighted(energy, p, x, weights):
+    def total(y):
+        terms = energy.by_term(p, y)
+        return sum(weights[t] * terms[t] for t in terms), terms
+
+    return jax.value_and_grad(total, has_aux=True)(x)
 
 
 def offjax_terms(system, positions, p=None):
@@ -114,9 +118,13 @@ def offjax_terms(system, positions, p=None):
     far = 100.0 + np.arange(larger.n_particles - n)[:, None] * np.array([1.0, 0.3, 0.1])
     far[::2, 1] += 0.4
     x = np.concatenate([np.asarray(positions), far])
-    values, gradients = jax.device_get(_terms(larger.to_jax(), larger.parameters, x))
-    found = {t: (float(values[t]), -np.asarray(gradients[t])[:n]) for t in values}
-    return {t: found.get(t, (0.0, np.zeros((n, 3)))) for t in TERMS}
+    energy = larger.to_jax()
+    result = {}
+    for term in TERMS:
+        weights = {t: float(t == term) for t in TERMS}
+        (_, energies), gradient = jax.device_get(_weighted(energy, larger.parameters, x, weights))
+        result[term] = (float(energies.get(term, 0.0)), -gradient[:n])
+    return result
 
 
 NOTHING = ParameterSet.loaded(Schema({"Constraints": {}}))
@@ -130,7 +138,7 @@ def padded(system, slots):
     as many slots, excluded and scaled pairs as are missing to the round numbers. For Systems of unique molecules.
     """
     n = system.n_particles
-    room = next(s for s in (16, 32, 64, 128, 256, 512) if s >= n)
+    room = next(s for s in (32, 64, 128, 256, 512) if s >= n)
     extra = next(m for m in range(8, 200) if m * (m - 1) // 2 >= 11 * room)
     size = room + extra
     blank = np.zeros(size - n)
@@ -197,3 +205,15 @@ def disagreements(ours, theirs) -> list[str]:
         if not worst <= 1e-6 * max(rms, 1.0):
             wrong.append(f"{term} forces differ by {worst:.3e}, RMS {rms:.3e}")
     return wrong
+
+
+def constraints(openmm_system) -> dict[tuple[int, int], float]:
+    """{(i, j): distance in nm}, i < j."""
+    from openmm import unit
+
+    found = {}
+    for n in range(openmm_system.getNumConstraints()):
+        i, j, distance = openmm_system.getConstraintParameters(n)
+        found[min(i, j), max(i, j)] = distance.value_in_unit(unit.nanometer)
+    assert len(found) == openmm_system.getNumConstraints()
+    return found
