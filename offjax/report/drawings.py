@@ -105,11 +105,11 @@ def molecule(mapped_smiles: str, slots: Sequence[tuple[int, ...]] = ()) -> str:
     drawer = rdMolDraw2D.MolDraw2DSVG(-1, -1)
     options = drawer.drawOptions()
     options.clearBackground = False
-    options.fixedBondLength = 26
-    options.fixedFontSize = 13
-    options.bondLineWidth = 1.6
+    options.fixedBondLength = 36
+    options.fixedFontSize = 17
+    options.bondLineWidth = 1.8
     options.highlightRadius = 0.32
-    options.highlightBondWidthMultiplier = 9
+    options.highlightBondWidthMultiplier = 11
     options.padding = 0.06
     options.updateAtomPalette(ELEMENTS)
     prepared = rdMolDraw2D.PrepareMolForDrawing(mol, kekulize=True, addChiralHs=False)

@@ -9,7 +9,7 @@
 
   function layout(x, y, more) {
     const axis = (title) => ({
-      title: { text: title, standoff: 8 }, gridcolor: css("--line"), linecolor: css("--line"), zeroline: false,
+      title: { text: title, standoff: 8, font: { size: 13 } }, gridcolor: css("--line"), linecolor: css("--line"), zeroline: false,
       automargin: true,
     });
     return Object.assign({
@@ -29,6 +29,16 @@
       line: { color: color, width: width || 2, dash: dash || "solid" }, marker: { size: 4, color: color } };
   }
 
+  function logTicks(values) {
+    const low = Math.min(...values), high = Math.max(...values);
+    const steps = high / low < 300 ? [1, 2, 5] : [1];
+    const ticks = [];
+    for (let e = Math.floor(Math.log10(low)) - 1; e <= Math.ceil(Math.log10(high)) + 1; e++) {
+      for (const step of steps) ticks.push(Number(`${step}e${e}`));
+    }
+    return { tickmode: "array", tickvals: ticks, ticktext: ticks.map((v) => (v >= 1e-3 && v < 1e5 ? String(v) : v.toExponential(0))) };
+  }
+
   function course() {
     const h = data.history, it = h.iteration;
     const parts = [line("objective", it, h.objective, css("--ink"))];
@@ -37,7 +47,8 @@
       if (h[key].some((v) => v > 0)) parts.push(line(name, it, h[key].map((v) => (v > 0 ? v : null)), css(color), "dot", 1.5));
     }
     const l = layout("iteration", "objective");
-    l.yaxis.type = "log"; l.yaxis.exponentformat = "power"; l.yaxis.nticks = 6; l.yaxis.minor = { showgrid: false };
+    l.yaxis.type = "log";
+    Object.assign(l.yaxis, logTicks(parts.flatMap((t) => t.y).filter((v) => v > 0)));
     l.xaxis.rangemode = "tozero"; l.xaxis.tickformat = "d";
     Plotly.react("plot-objective", parts, l, config);
 
@@ -111,7 +122,7 @@
         colorbar: { thickness: 10, outlinewidth: 0, tickvals: ticks, ticktext: ticks.map((n) => (10 ** n).toLocaleString("en")),
           title: { text: "count", side: "right" } } };
       const l = layout("QM force (kJ/mol/nm)", "MM force (kJ/mol/nm)", { title: titled(when[key]) });
-      l.xaxis.range = r; l.yaxis.range = r; l.xaxis.nticks = 6; l.yaxis.nticks = 6;
+      l.xaxis.range = r; l.yaxis.range = r; l.xaxis.nticks = 5; l.yaxis.nticks = 6; l.xaxis.tickangle = 0;
       Plotly.react("plot-forces-" + key, [heat, identity(r)], l, config);
     }
     const outside = (k) => (d[k + "_outside"] ? `${d[k + "_outside"]} ${when[k]}` : "");
