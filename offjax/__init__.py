@@ -1,21 +1,27 @@
 """offjax: differentiable SMIRNOFF force fields on JAX.
 
 Units inside and at the array API are OpenMM's: nm, kJ/mol, rad, e, ps, amu, K, bar.
+
+Names are imported when they are first used, so that ``offjax --help`` does not wait for JAX.
 """
 
-from offjax.assignment import AssignmentMatrix
-from offjax.batch import Conformers, SystemBatch
-from offjax.energy import PotentialEnergy
-from offjax.errors import (
-    DifferentiationError,
-    InputError,
-    OffjaxError,
-    PrecisionError,
-    UnassignedParameterError,
-    UnsupportedError,
-)
-from offjax.parameters import Label, ParameterSet, Selection
-from offjax.system import System, Term
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from offjax.assignment import AssignmentMatrix
+    from offjax.batch import Conformers, SystemBatch
+    from offjax.energy import PotentialEnergy
+    from offjax.errors import (
+        DifferentiationError,
+        InputError,
+        OffjaxError,
+        PrecisionError,
+        UnassignedParameterError,
+        UnsupportedError,
+    )
+    from offjax.parameters import Label, ParameterSet, Selection
+    from offjax.system import System, Term
 
 __version__ = "0.1.0"
 
@@ -36,3 +42,31 @@ __all__ = [
     "UnassignedParameterError",
     "UnsupportedError",
 ]
+
+_MODULES = {
+    "assignment": ("AssignmentMatrix",),
+    "batch": ("Conformers", "SystemBatch"),
+    "energy": ("PotentialEnergy",),
+    "errors": (
+        "DifferentiationError",
+        "InputError",
+        "OffjaxError",
+        "PrecisionError",
+        "UnassignedParameterError",
+        "UnsupportedError",
+    ),
+    "parameters": ("Label", "ParameterSet", "Selection"),
+    "system": ("System", "Term"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'offjax' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"offjax.{_HOME[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -59,6 +59,9 @@ def _common(
     pass
 
 
+INTERRUPTED = 130
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. The entry point of the console script."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -66,9 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(arguments, prog_name="offjax", standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:  # typer's own translation of KeyboardInterrupt
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted", 130)
+        return _say("interrupted", INTERRUPTED)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # `offjax ... | head` is not an error, also not when Python flushes at exit
         return 0
