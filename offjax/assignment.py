@@ -43,7 +43,7 @@ class AssignmentMatrix:
         """(columns, values), each (n_slots, width): every row's entries padded with value 0 at column 0."""
         counts = np.bincount(self.rows, minlength=self.shape[0])
         width = int(counts.max(initial=1))
-        starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+        starts = np.cumsum(counts) - counts
         place = np.arange(self.nnz) - np.repeat(starts, counts)
         columns = np.zeros((self.shape[0], width), dtype=np.int32)
         values = np.zeros((self.shape[0], width))
@@ -62,9 +62,7 @@ class AssignmentMatrix:
     def __call__(self, theta):
         """The slots A @ theta + b, shape (n_slots,)."""
         linear = self @ theta
-        return linear + (
-            jnp.asarray(self.offset, linear.dtype) if isinstance(linear, jax.Array) else self.offset
-        )
+        return linear + (jnp.asarray(self.offset, linear.dtype) if isinstance(linear, jax.Array) else self.offset)
 
     @property
     def T(self) -> TransposedAssignment:

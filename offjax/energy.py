@@ -119,17 +119,19 @@ class PotentialEnergy:
     def by_term(self, p: ParameterSet, positions, box=None, neighbors=None) -> dict[str, Float[Array, ""]]:
         """Energy of each section, kJ/mol: Bonds, Angles, ProperTorsions, ImproperTorsions, vdW, Electrostatics."""
         x = self._positions(positions, box, neighbors)
-        return self._energies(self._instances(self._slots(p, x.dtype)), x)
+        self._check(p)
+        return _by_term(self._host_cast(x.dtype), jax.tree.map(lambda v: _host_cast(v, x.dtype), p), x)
 
     def at_slots(self, slots: Mapping[str, Mapping[str, Any]], positions, box=None, neighbors=None):
         """Potential energy, kJ/mol, of given slot values, as ``system.slots(p)`` returns them."""
         x = self._positions(positions, box, neighbors)
-        return _total(self._energies(self._instances(self._cast(slots, x.dtype, "slots")), x))
+        values = self._instances(self._cast(slots, x.dtype, "slots"))
+        return _total(_at_instances(self._host_cast(x.dtype), values, x))
 
     def at_instances(self, instances: Mapping[str, Mapping[str, Any]], positions, box=None, neighbors=None):
         """Potential energy, kJ/mol, of given instance values ``{section: {attribute: (n_instances,)}}``."""
         x = self._positions(positions, box, neighbors)
-        return _total(self._energies(self._cast(instances, x.dtype, "instances"), x))
+        return _total(_at_instances(self._host_cast(x.dtype), self._cast(instances, x.dtype, "instances"), x))
 
     def neighbor_list(self, positions, box, *, skin=None, capacity=None):
         """Raises UnsupportedError: this version has no periodic boxes, and uses all pairs."""
@@ -144,20 +146,22 @@ class PotentialEnergy:
 
     def __repr__(self) -> str:
         s = self.static
-        return f"PotentialEnergy({s.n_atoms} atoms, {s.method}, {len(self.pairs.atoms)} pairs; {', '.join(self.sections)})"
+        return (
+            f"PotentialEnergy({s.n_atoms} atoms, {s.method}, {len(self.pairs.atoms)} pairs; {', '.join(self.sections)})"
+        )
 
     # --- parameters -> instances ------------------------------------------------------------------------------------
 
-    def _slots(self, p: ParameterSet, dtype):
+    def _check(self, p: ParameterSet) -> None:
         if not isinstance(p, ParameterSet):
-            raise InputError(
-                f"the first argument must be a ParameterSet (system.parameters), got {type(p).__name__}"
-            )
+            raise InputError(f"the first argument must be a ParameterSet (system.parameters), got {type(p).__name__}")
         if p.schema is not self.static.schema:
             raise InputError(
                 f"these parameters belong to another force field (digest {p.digest[:12]}, "
                 f"this energy has {self.static.schema.digest[:12]})"
             )
+
+    def _slots(self, p: ParameterSet, dtype):
         leaves = [_cast(v, dtype) for v in jax.tree_util.tree_leaves(p)]
         theta = jnp.concatenate(leaves) if leaves else jnp.zeros(1, dtype)
         table = self.table
@@ -166,6 +170,10 @@ class PotentialEnergy:
         for section, attribute, start, stop in self.static.layout:
             slots.setdefault(section, {})[attribute] = phi[start:stop]
         return slots
+
+    def _host_cast(self, dtype) -> PotentialEnergy:
+        """Host arrays in the working precision, so that no compiled program ever sees another type than it was made for."""
+        return jax.tree.map(lambda v: _host_cast(v, dtype), self)
 
     def _instances(self, slots):
         return {name: {a: v[self.sections[name].slot] for a, v in d.items()} for name, d in slots.items()}
@@ -192,9 +200,7 @@ class PotentialEnergy:
         x = as_positions(positions)
         if x.shape != (self.static.n_atoms, 3):
             hint = "; use jax.vmap(energy, (None, 0)) for many conformers" if x.ndim == 3 else ""
-            raise InputError(
-                f"positions must have shape ({self.static.n_atoms}, 3) in nm, got {x.shape}{hint}"
-            )
+            raise InputError(f"positions must have shape ({self.static.n_atoms}, 3) in nm, got {x.shape}{hint}")
         return x
 
     # --- instances -> energies --------------------------------------------------------------------------------------
@@ -257,9 +263,7 @@ class PotentialEnergy:
             product = _cast(pairs.coulomb_scale, x.dtype) * charge[i] * charge[j]
             u = electrostatics.potential(r2, product)
             if static.cutoff is not None:
-                cut = electrostatics.reaction_field_potential(
-                    r2, product, static.cutoff, REACTION_FIELD_DIELECTRIC
-                )
+                cut = electrostatics.reaction_field_potential(r2, product, static.cutoff, REACTION_FIELD_DIELECTRIC)
                 u = jnp.where(pairs.exception, u, jnp.where(inside, cut, 0.0))
             energies["Electrostatics"] = self._sum(u)
         return energies
@@ -270,15 +274,32 @@ class PotentialEnergy:
         return jnp.sum(terms)
 
 
+# Compiled once for each shape, so that a call outside jit does not run operation by operation. The energy travels as an
+# argument: Systems of equal shapes share the program.
+@jax.jit
+def _by_term(energy: PotentialEnergy, p: ParameterSet, x):
+    return energy._energies(energy._instances(energy._slots(p, x.dtype)), x)
+
+
+@jax.jit
+def _at_instances(energy: PotentialEnergy, instances, x):
+    return energy._energies(instances, x)
+
+
 def _total(energies: Mapping[str, Float[Array, ""]]) -> Float[Array, ""]:
-    return sum(
-        energies.values(), start=jnp.zeros((), next(iter(energies.values())).dtype) if energies else 0.0
-    )
+    return sum(energies.values(), start=jnp.zeros((), next(iter(energies.values())).dtype) if energies else 0.0)
 
 
 def _cast(value, dtype):
     """To ``dtype`` without the detour over JAX's default type that would warn for float64 host arrays."""
     return value.astype(dtype) if isinstance(value, jax.Array) else jnp.asarray(np.asarray(value), dtype)
+
+
+def _host_cast(value, dtype):
+    """Floating-point host arrays to ``dtype``; everything else as it is."""
+    if isinstance(value, np.ndarray) and value.dtype != dtype and np.issubdtype(value.dtype, np.floating):
+        return value.astype(dtype)
+    return value
 
 
 def as_positions(positions):
@@ -325,9 +346,7 @@ def build(
     """The plain energy of a System; see :meth:`offjax.System.to_jax`."""
     method, cutoff, switch = _method(system, nonbonded_method, cutoff, switch)
     if ewald_tolerance is not None or pme_grid is not None:
-        raise UnsupportedError(
-            "ewald_tolerance and pme_grid belong to periodic Systems, not supported in this version"
-        )
+        raise UnsupportedError("ewald_tolerance and pme_grid belong to periodic Systems, not supported in this version")
     if accumulate not in (None, "float64"):
         raise InputError(f'accumulate must be None or "float64", got {accumulate!r}')
     if accumulate == "float64" and not jax.config.jax_enable_x64:
@@ -338,17 +357,13 @@ def build(
         if name == "Constraints":
             continue
         active = np.nonzero(system.active[name][term.slot])[0].astype(np.int32)
-        periodicity = (
-            None if term.periodicity is None else term.periodicity[term.slot[active]].astype(np.int32)
-        )
+        periodicity = None if term.periodicity is None else term.periodicity[term.slot[active]].astype(np.int32)
         sections[name] = _Section(term.slot, active, term.atoms[active], periodicity)
         for attribute, matrix in system.assignment[name].items():
             start = layout[-1][3] if layout else 0
             layout.append((name, attribute, start, start + matrix.shape[0]))
             matrices.append(matrix)
-    static = _Static(
-        system.parameters.schema, system.n_particles, method, cutoff, switch, accumulate, tuple(layout)
-    )
+    static = _Static(system.parameters.schema, system.n_particles, method, cutoff, switch, accumulate, tuple(layout))
     return PotentialEnergy(_table(matrices), sections, _pairs(system), static)
 
 
@@ -375,9 +390,7 @@ def pairs(system: System):
     topology = system.topology
     atoms = topology.tile([e.atoms for e in system.exceptions], 2)
     vdw_scale = np.concatenate([np.zeros(0), *(system.exceptions[u].vdw_scale for u in topology.copies)])
-    coulomb_scale = np.concatenate(
-        [np.zeros(0), *(system.exceptions[u].coulomb_scale for u in topology.copies)]
-    )
+    coulomb_scale = np.concatenate([np.zeros(0), *(system.exceptions[u].coulomb_scale for u in topology.copies)])
     return molecule_pairs(topology.n_atoms, atoms, vdw_scale, coulomb_scale)
 
 
@@ -397,11 +410,7 @@ def _method(system: System, method: str | None, cutoff: float | None, switch: fl
         method = "NoCutoff"
     if method not in METHODS:
         periodic = ("CutoffPeriodic", "Ewald", "PME", "LJPME")
-        why = (
-            "periodic methods are not supported in this version"
-            if method in periodic
-            else "there is no such method"
-        )
+        why = "periodic methods are not supported in this version" if method in periodic else "there is no such method"
         raise UnsupportedError(f"nonbonded_method={method!r}: {why}; supported are {', '.join(METHODS)}")
     if method == "NoCutoff":
         if cutoff is not None or switch is not None:

@@ -68,9 +68,7 @@ class Schema:
     size: int
 
     def __new__(cls, labels: Mapping[str, Mapping[str, Sequence[Label]]]) -> Schema:
-        flat = [
-            [list(vars(label).values()) for label in column] for s in labels.values() for column in s.values()
-        ]
+        flat = [[list(vars(label).values()) for label in column] for s in labels.values() for column in s.values()]
         names = [[section, list(attributes)] for section, attributes in labels.items()]
         digest = hashlib.sha256(json.dumps([names, flat]).encode()).hexdigest()
         if (known := cls._interned.get(digest)) is not None:
@@ -94,9 +92,7 @@ class Schema:
     @property
     def flat(self) -> list[Label]:
         """All labels in the order of ``ParameterSet.to_vector()``."""
-        return [
-            label for attributes in self.labels.values() for column in attributes.values() for label in column
-        ]
+        return [label for attributes in self.labels.values() for column in attributes.values() for label in column]
 
     def slice(self, section: str, attribute: str) -> slice:
         """Where ``section/attribute`` stands in the vector; InputError names what exists otherwise."""
@@ -235,9 +231,7 @@ class ParameterSet:
             if not found:
                 ids = sorted({label.id for _, label in candidates if label.id})
                 some = ", ".join(ids[:8]) + (", ..." if len(ids) > 8 else "")
-                raise InputError(
-                    f"{pattern!r} is neither an id nor a SMIRKS of {path}; ids there: {some or 'none'}"
-                )
+                raise InputError(f"{pattern!r} is neither an id nor a SMIRKS of {path}; ids there: {some or 'none'}")
             chosen.extend(found)
         return chosen
 

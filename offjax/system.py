@@ -46,9 +46,7 @@ class Term:
         atoms = topology.tile([slot_atoms[bounds[u] : bounds[u + 1]] for u in range(n)], body)
         parts = [np.arange(bounds[u], bounds[u + 1]) for u in topology.copies]
         slot = np.concatenate([np.zeros(0), *parts]).astype(np.int32)
-        return cls(
-            section, slot_atoms.astype(np.int32), slot_molecule.astype(np.int32), atoms, slot, periodicity
-        )
+        return cls(section, slot_atoms.astype(np.int32), slot_molecule.astype(np.int32), atoms, slot, periodicity)
 
     @property
     def n_slots(self) -> int:
@@ -282,10 +280,7 @@ class System:
         active = {section: np.ones(term.n_slots, dtype=bool) for section, term in self.terms.items()}
         held = self.terms.get("Constraints")
         if held is not None and held.n_slots:
-            pairs = {
-                (int(u), *sorted(map(int, ij)))
-                for u, ij in zip(held.slot_molecule, held.slot_atoms, strict=True)
-            }
+            pairs = {(int(u), *sorted(map(int, ij))) for u, ij in zip(held.slot_molecule, held.slot_atoms, strict=True)}
             for section, needed in (("Bonds", ((0, 1),)), ("Angles", ((0, 1), (1, 2), (0, 2)))):
                 if section not in self.terms:
                     continue
@@ -343,14 +338,10 @@ class System:
         return hashlib.sha256((self.parameters.digest + self.topology.digest).encode()).hexdigest()
 
     def __repr__(self) -> str:
-        lines = [
-            f"System: {self.topology.formula()}; {self.n_particles} particles; force field {self.parameters!r}"
-        ]
+        lines = [f"System: {self.topology.formula()}; {self.n_particles} particles; force field {self.parameters!r}"]
         covered = self.used
         for section, term in self.terms.items():
-            touched = (
-                sum(int(np.count_nonzero(v)) for v in covered[section].values()) if section in covered else 0
-            )
+            touched = sum(int(np.count_nonzero(v)) for v in covered[section].values()) if section in covered else 0
             off = int(np.count_nonzero(~self.active[section][term.slot]))
             note = f", {off} replaced by constraints" if off else ""
             lines.append(

@@ -91,9 +91,7 @@ def _not_found(names: Sequence[str]) -> str:
     from openff.toolkit.typing.engines.smirnoff import get_available_force_fields
 
     installed = get_available_force_fields()
-    missing = [
-        n for n in names if n not in installed and not Path(n).is_file() and not n.lstrip().startswith("<")
-    ]
+    missing = [n for n in names if n not in installed and not Path(n).is_file() and not n.lstrip().startswith("<")]
     close = difflib.get_close_matches(missing[0] if missing else names[0], installed, n=3)
     hint = f"; did you mean {', '.join(close)}?" if close else f"; {len(installed)} names are installed"
     return f"force field {', '.join(missing or names)} is neither a file nor an installed name{hint}"
@@ -121,17 +119,13 @@ def _check_options(force_field: ForceField) -> None:
             value = getattr(force_field.get_parameter_handler(section), attribute)
             if value not in allowed:
                 text = ", ".join(map(str, allowed))
-                raise UnsupportedError(
-                    f'<{section} {attribute}="{value}"> is not supported; supported: {text}'
-                )
+                raise UnsupportedError(f'<{section} {attribute}="{value}"> is not supported; supported: {text}')
 
     require("Bonds", "potential", HARMONIC)
     require("Bonds", "fractional_bondorder_method", ("AM1-Wiberg", "am1-wiberg", "none", "None", None))
     require("Angles", "potential", HARMONIC)
     require("ProperTorsions", "potential", COSINE)
-    require(
-        "ProperTorsions", "fractional_bondorder_method", ("AM1-Wiberg", "am1-wiberg", "none", "None", None)
-    )
+    require("ProperTorsions", "fractional_bondorder_method", ("AM1-Wiberg", "am1-wiberg", "none", "None", None))
     require("ImproperTorsions", "potential", COSINE)
     for section in ("vdW", "Electrostatics"):
         require(section, "scale12", (0.0,))
@@ -215,9 +209,7 @@ def unit_factor(units) -> tuple[str, float]:
                 factor *= float(one.m_as(target)) ** power
                 break
         else:
-            raise UnsupportedError(
-                f"unit {units} of the force field cannot be expressed in nm, kJ/mol, rad and e"
-            )
+            raise UnsupportedError(f"unit {units} of the force field cannot be expressed in nm, kJ/mol, rad and e")
     if not math.isfinite(factor):
         raise UnsupportedError(f"unit {units} of the force field has no finite size")
     return str(units), factor

@@ -45,9 +45,7 @@ def parameterize(
         key = _chemistry(molecule)
         if key not in known:
             known[key] = len(known)
-            assembly.add(
-                molecule, charge_from_molecules, partial_bond_orders_from_molecules, allow_nonintegral_charges
-            )
+            assembly.add(molecule, charge_from_molecules, partial_bond_orders_from_molecules, allow_nonintegral_charges)
         copies.append(known[key])
     return assembly.system(np.array(copies, dtype=np.int64), box)
 
@@ -77,9 +75,7 @@ def _molecules(topology, box) -> tuple[list[openff.toolkit.Molecule], np.ndarray
 
 def _chemistry(molecule: openff.toolkit.Molecule) -> tuple:
     """Equal for molecules with the same atoms, charges, bonds, bond orders and stereochemistry in the same order."""
-    atoms = tuple(
-        (a.atomic_number, int(a.formal_charge.m), a.is_aromatic, a.stereochemistry) for a in molecule.atoms
-    )
+    atoms = tuple((a.atomic_number, int(a.formal_charge.m), a.is_aromatic, a.stereochemistry) for a in molecule.atoms)
     bonds = tuple(
         (b.atom1_index, b.atom2_index, b.bond_order, b.is_aromatic, b.stereochemistry) for b in molecule.bonds
     )
@@ -151,9 +147,7 @@ class _Assembly:
             for i, label in enumerate(self.schema.flat)
         }
         self.sections = {
-            s: _Slots(*SLOT_ATTRIBUTES[s])
-            for s in SLOT_ATTRIBUTES
-            if s in force_field.registered_parameter_handlers
+            s: _Slots(*SLOT_ATTRIBUTES[s]) for s in SLOT_ATTRIBUTES if s in force_field.registered_parameter_handlers
         }
         self.molecules: list[Molecule] = []
         self.exceptions: list[PairList] = []
@@ -165,12 +159,8 @@ class _Assembly:
         for section, slots in self.sections.items():
             atoms = np.array(slots.atoms, dtype=np.int32).reshape(-1, slots.body)
             periodicity = np.array(slots.periodicity, dtype=np.int32) if "Torsions" in section else None
-            terms[section] = Term.build(
-                section, atoms, np.array(slots.molecule, np.int32), topology, periodicity
-            )
-            assignment[section] = MappingProxyType(
-                {a: c.matrix(self.schema) for a, c in slots.coordinates.items()}
-            )
+            terms[section] = Term.build(section, atoms, np.array(slots.molecule, np.int32), topology, periodicity)
+            assignment[section] = MappingProxyType({a: c.matrix(self.schema) for a, c in slots.coordinates.items()})
         return System(
             parameters=ParameterSet.loaded(self.schema),
             topology=topology,
@@ -225,9 +215,7 @@ class _Assembly:
         self.molecules.append(record)
         self.exceptions.append(self._exceptions(record))
 
-    def _slot(
-        self, section: str, u: int, atoms: Sequence[int], periodicity: int | None = None, **entries
-    ) -> None:
+    def _slot(self, section: str, u: int, atoms: Sequence[int], periodicity: int | None = None, **entries) -> None:
         slots = self.sections[section]
         slots.atoms.append(tuple(atoms))
         slots.molecule.append(u)
@@ -242,9 +230,7 @@ class _Assembly:
             if optional:
                 return []
             parameter = self.force_field.get_parameter_handler(section).parameters[row]
-            raise InputError(
-                f"<{section}> parameter {parameter.id or ''} {parameter.smirks} has no {attribute}"
-            )
+            raise InputError(f"<{section}> parameter {parameter.id or ''} {parameter.smirks} has no {attribute}")
         return [(index, weight)]
 
     def _interpolated(self, section, attribute, row, term, order, weight=1.0) -> list[tuple[int, float]]:
@@ -269,10 +255,7 @@ class _Assembly:
         return any(label.row in rows for a in columns if a.endswith("_bondorder") for label in columns[a])
 
     def _has(self, section: str, attribute: str, row: int, term: int | None = None) -> bool:
-        return any(
-            label.row == row and label.term == term
-            for label in self.schema.labels[section].get(attribute, ())
-        )
+        return any(label.row == row and label.term == term for label in self.schema.labels[section].get(attribute, ()))
 
     def _bond_value(self, attribute: str, row: int, order: float | None) -> list[tuple[int, float]]:
         if order is not None and self._has("Bonds", f"{attribute}_bondorder", row):
@@ -344,9 +327,7 @@ class _Assembly:
         handler = self.force_field.get_parameter_handler("Constraints")
         slots = self.sections.get("Bonds")
         first = 0 if slots is None else int(np.searchsorted(slots.molecule, u))
-        bonds = (
-            {} if slots is None else {tuple(sorted(a)): first + n for n, a in enumerate(slots.atoms[first:])}
-        )
+        bonds = {} if slots is None else {tuple(sorted(a)): first + n for n, a in enumerate(slots.atoms[first:])}
         for atoms, row in _rows(matches, "Constraints"):
             if entry := self._one("Constraints", "distance", row, optional=True):
                 self._slot("Constraints", u, atoms, distance=entry)
@@ -357,11 +338,7 @@ class _Assembly:
                     f"and atoms {list(atoms)} have no bond to take it from: add a distance"
                 )
             length = slots.coordinates["length"]
-            entry = [
-                (c, v)
-                for r, c, v in zip(length.rows, length.columns, length.values, strict=True)
-                if r == bond
-            ]
+            entry = [(c, v) for r, c, v in zip(length.rows, length.columns, length.values, strict=True) if r == bond]
             self._slot("Constraints", u, atoms, distance=entry)
 
     def _typed(self, molecule, smiles: str) -> dict[str, np.ndarray]:
@@ -393,9 +370,7 @@ def _idivf(parameter, n: int, default, auto: float) -> float:
     if given is None:
         given = auto if default in (None, "auto") else float(default)
     if not float(given) > 0:
-        raise InputError(
-            f"torsion {parameter.id or ''} {parameter.smirks}: idivf{n} must be positive, got {given}"
-        )
+        raise InputError(f"torsion {parameter.id or ''} {parameter.smirks}: idivf{n} must be positive, got {given}")
     return float(given)
 
 
@@ -426,8 +401,7 @@ def _bond_orders(molecule, method: str, given) -> dict[tuple[int, int], float]:
         )
     values = charges.bond_orders(molecule, method)
     return {
-        tuple(sorted((b.atom1_index, b.atom2_index))): float(v)
-        for b, v in zip(molecule.bonds, values, strict=True)
+        tuple(sorted((b.atom1_index, b.atom2_index))): float(v) for b, v in zip(molecule.bonds, values, strict=True)
     }
 
 

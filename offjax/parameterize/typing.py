@@ -33,8 +33,7 @@ def assign(force_field: ForceField, molecule: Molecule) -> dict[str, np.ndarray]
         handler = force_field.get_parameter_handler(section)
         rows = {id(parameter): row for row, parameter in enumerate(handler.parameters)}
         matches = sorted(
-            (tuple(map(int, atoms)), rows[id(m.parameter_type)])
-            for atoms, m in handler.find_matches(topology).items()
+            (tuple(map(int, atoms)), rows[id(m.parameter_type)]) for atoms, m in handler.find_matches(topology).items()
         )
         found[f"{section}.atoms"] = np.array([a for a, _ in matches], dtype=np.int32).reshape(-1, body)
         found[f"{section}.rows"] = np.array([row for _, row in matches], dtype=np.int32)
