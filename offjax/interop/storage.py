@@ -242,9 +242,7 @@ def _system(file: h5py.File) -> System:
     for section in _names(file["terms"].attrs["order"]):
         group = file["terms"][section]
         periodicity = group["periodicity"][()] if "periodicity" in group else None
-        terms[section] = Term.build(
-            section, group["slot_atoms"][()], group["slot_molecule"][()], topology, periodicity
-        )
+        terms[section] = Term.build(section, group["slot_atoms"][()], group["slot_molecule"][()], topology, periodicity)
         assignment[section] = MappingProxyType(
             {a: _matrix(group[a], parameters.schema) for a in _names(group.attrs["order"])}
         )

@@ -169,9 +169,7 @@ def padded(system, slots):
             periodicity,
         )
         assignment[section] = {
-            a: AssignmentMatrix(
-                NOTHING.schema, none, none, np.zeros(0), np.concatenate([v[on], np.zeros(missing)])
-            )
+            a: AssignmentMatrix(NOTHING.schema, none, none, np.zeros(0), np.concatenate([v[on], np.zeros(missing)]))
             for a, v in slots[section].items()
         }
 

@@ -48,7 +48,9 @@ MOLECULES = {
 }
 
 FORCE_FIELDS = tuple(
-    f"openff{kind}-{version}.offxml" for version in ("1.3.1", "2.0.0", "2.2.1", "2.3.0") for kind in ("", "_unconstrained")
+    f"openff{kind}-{version}.offxml"
+    for version in ("1.3.1", "2.0.0", "2.2.1", "2.3.0")
+    for kind in ("", "_unconstrained")
 )
 
 
