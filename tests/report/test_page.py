@@ -1,0 +1,165 @@
+"""The page of a fit: complete, self-contained, and drawn without an error by a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from offjax import report
+from offjax.errors import InputError
+from offjax.report import drawings, figures, rows
+from tests import samples
+from tests.report import example
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return example.result(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def page(result):
+    return report.write(result, result.directory / "report.html")
+
+
+def _data(path) -> dict:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.S)
+    return json.loads(found.group(1).replace("<\\/", "</"))
+
+
+def test_the_page_loads_nothing_from_the_network(page):
+    text = page.read_text()
+    own = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
+    assert not re.search(r"""(src|href)=["'](?!#|data:)""", own)
+    assert "@import" not in own and "url(" not in own
+    assert text.count("<script>") == 2 and len(text) < 8e6
+
+
+def test_the_numbers_on_the_page_are_those_of_the_result(page, result):
+    text = page.read_text()
+    assert all(m.name in text for m in result.molecules)
+    table = result.table()
+    for row in rows.parameters(result)[:5]:
+        match = table[(table.id == row["id"]) & (table.attribute == row["attribute"])]
+        assert row["fitted"] == match.fitted.item() and row["shift"] == match.shift_in_widths.item()
+        assert f'data-value="{row["fitted"]}"' in text
+    assert "46 % lower" in text and "82" in text
+    assert "no training molecule uses it" in text
+
+
+def test_every_force_component_is_counted_once(result):
+    found = figures.forces(result, "train")
+    n = sum(m.forces_qm.size for m in result.molecules if m.split == "train")
+    for when in ("initial", "fitted"):
+        assert int(np.sum(found[when])) + found[f"{when}_outside"] == found["total"] == n
+
+
+def test_scatter_is_sampled_beyond_a_limit_and_says_so(result, monkeypatch):
+    monkeypatch.setattr(figures, "MAX_POINTS", 30)
+    found = figures.energies(result, "train")
+    assert found["shown"] == len(found["qm"]) == 30 < found["total"]
+
+
+def test_touched_atoms_are_those_of_the_assignment():
+    system = samples.system("CCO")
+    p = system.parameters
+    numbers = system.topology.atomic_numbers
+    oh = p.select("Bonds/k", "[#8:1]-[#1:2]").indices[0]
+    [(a, b)] = drawings.touched(system, [oh])
+    assert {int(numbers[a]), int(numbers[b])} == {1, 8}
+    hydrogen = p.select("vdW/epsilon", "[#1:1]-[#8]").indices[0]
+    assert all(numbers[atoms[0]] == 1 for atoms in drawings.touched(system, [hydrogen]))
+    unused = int(np.nonzero(np.asarray(system.used.to_vector()) == 0)[0][0])
+    assert drawings.touched(system, [unused]) == []
+
+
+def test_drawings_mark_atoms_and_show_the_hydrogens_of_the_match():
+    smiles = samples.molecule("CCO").to_smiles(mapped=True)
+    plain, marked = drawings.molecule(smiles), drawings.molecule(smiles, [(2, 8), (0, 1)])
+    assert plain.startswith("<svg") and "currentColor" in plain
+    assert plain.count("<ellipse") == 0 and marked.count("<ellipse") == 4
+    assert "atom-3" in marked and "atom-3" not in plain
+
+
+@pytest.mark.parametrize("options", [{"test": False}, {"forces": False}, {"test": False, "forces": False}])
+def test_fits_without_held_out_molecules_or_forces_have_a_page(tmp_path, options):
+    path = report.write(example.result(tmp_path, n_conformers=3, **options), tmp_path / "report.html")
+    data = _data(path)
+    assert set(data["energies"]) == ({"train"} if options.get("test") is False else {"train", "test"})
+    assert bool(data["forces"]) == options.get("forces", True)
+    if CHROMIUM:
+        _browse(path, tmp_path)
+
+
+def test_text_of_the_user_cannot_break_the_page(tmp_path):
+    from dataclasses import replace
+
+    made = example.result(tmp_path, n_conformers=3)
+    first = replace(made.molecules[0], name="</script><b>x")
+    path = report.write(replace(made, molecules=[first, *made.molecules[1:]]), tmp_path / "report.html")
+    assert "</script><b>x" not in path.read_text()
+    assert "</script><b>x" in _data(path)["energies"]["test"]["names"]
+
+
+def test_a_directory_that_does_not_exist_is_an_error(result, tmp_path):
+    with pytest.raises(InputError, match="no such"):
+        report.write(result, tmp_path / "no such" / "report.html")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
+def test_a_browser_draws_every_plot_without_an_error(page, tmp_path):
+    dom = _browse(page, tmp_path)
+    for name in (
+        "objective",
+        "rmse",
+        "energies-initial",
+        "energies-fitted",
+        "forces-initial",
+        "forces-fitted",
+        "shifts",
+    ):
+        plot = re.search(rf'id="plot-{name}".*?</figure>', dom, re.S)
+        assert plot and 'class="main-svg"' in plot.group(0), name
+    assert dom.count('class="point"') > 200
+    assert re.search(r'id="count"[^>]*>(\d+) of \1 values', dom)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
+def test_the_page_does_not_overflow_a_narrow_window_and_tables_sort(page, tmp_path):
+    probe = """<script>
+      const table = document.getElementById("table-parameters");
+      const button = [...table.tHead.rows[0].cells].at(-3).querySelector("button");
+      button.click();
+      const shifts = [...table.tBodies[0].rows].map((r) => Number(r.cells[8].dataset.value));
+      document.body.dataset.sorted = String(shifts.every((v, n) => n === 0 || shifts[n - 1] <= v));
+      const search = document.getElementById("search");
+      search.value = "bonds k"; search.dispatchEvent(new Event("input"));
+      document.body.dataset.overflow = document.documentElement.scrollWidth - window.innerWidth;
+    </script></body>"""
+    narrow = tmp_path / "narrow.html"
+    narrow.write_text(page.read_text().replace("</body>\n</html>", probe + "</html>"))
+    dom = _browse(narrow, tmp_path, "--window-size=500,900")
+    assert 'data-sorted="true"' in dom
+    assert int(re.search(r'data-overflow="(-?\d+)"', dom).group(1)) <= 0
+    shown, total = map(int, re.search(r'id="count"[^>]*>(\d+) of (\d+) values', dom).groups())
+    assert 0 < shown < total
+
+
+def _browse(path, folder, *options) -> str:
+    """The document after its scripts have run; fails on an uncaught error or a console message."""
+    profile = folder / f"profile-{path.stem}"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--virtual-time-budget=5000"]
+    flags += [f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND", *options, "--dump-dom"]
+    done = subprocess.run([CHROMIUM, *flags, path.as_uri()], capture_output=True, text=True, timeout=120)
+    console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    assert not console, console
+    assert 'data-drawn="true"' in done.stdout, done.stderr[-2000:]
+    return done.stdout
