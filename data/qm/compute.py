@@ -47,14 +47,9 @@ MOLECULES = {
     "propene": "C=CC",
     "ethylene glycol": "OCCO",
     "methyl acetate": "COC(C)=O",
-    "N-methylacetamide": "CNC(C)=O",
-    "methoxyethane": "CCOC",
-    "1-chloropropane": "CCCCl",
-    "ethyl methyl sulfide": "CCSC",
-    "propan-1-ol": "CCCO",
-    "propionitrile": "CCC#N",
-    "acetonitrile": "CC#N",
-    "but-1-ene": "C=CCC",
+    "chloromethane": "CCl",
+    "methanethiol": "CS",
+    "ethene": "C=C",
 }
 
 # Everything that decides the numbers of one DFT calculation.
