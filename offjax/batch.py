@@ -12,16 +12,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from offjax.batching import plain
+from offjax.batching import evaluate
+from offjax.batching.chunks import (
+    Chunks,
+    Prepared,
+    Shape,
+    balanced,
+    choose_lanes,
+    fill,
+    first_fit,
+    most_chunks,
+    place_positions,
+    prepare,
+    split,
+)
 from offjax.batching.instances import MoleculeTerms, extract
+from offjax.batching.plain import PlainTerms, flatten
+from offjax.batching.types import Types, classify
 from offjax.energy import as_positions
 from offjax.errors import InputError, OffjaxError
 from offjax.parameters import ParameterSet, Schema
@@ -36,22 +52,24 @@ BOND_RATIO = (0.5, 2.0)
 class Conformers:
     """Positions of a batch's conformers, with everything an energy needs to know about their molecules.
 
-    Made by :meth:`SystemBatch.pack`; a pytree to pass to jitted functions. ``molecule`` (n_conformers,) is the index of
-    each conformer's molecule in the batch, ``mask`` (n_conformers,) is False for padding; ``conformer`` (n_rows,) is
-    the conformer of each atom row, ``row_mask`` (n_rows,) False for padding. Padding stands at the end, and only where
-    a minibatch was padded to a common shape. ``positions`` (n_rows, 3) are in nm.
+    Made by :meth:`SystemBatch.pack`; a pytree, to be passed to jitted functions as an argument. ``molecule``
+    (n_conformers,) is the index of each conformer's molecule in the batch, ``mask`` (n_conformers,) is False for padding;
+    ``conformer`` (n_rows,) is the conformer of each atom row, ``row_mask`` (n_rows,) False for padding. Padding stands at
+    the end, and only where a minibatch was padded to a common shape.
     """
 
-    positions: Float[Array, "row 3"]
+    packed: Float[Array, "chunk 3 atom lane"]
     molecule: Int[Array, " conformer"]
     mask: Bool[Array, " conformer"]
     conformer: Int[Array, " row"]
     row_mask: Bool[Array, " row"]
-    terms: Any
-    source: tuple[SystemBatch, list[np.ndarray]] | None = None
+    types: Types
+    chunks: Chunks
+    source: _Source | None = None
 
     def tree_flatten(self):
-        return (self.positions, self.molecule, self.mask, self.conformer, self.row_mask, self.terms), None
+        rows = (self.molecule, self.mask, self.conformer, self.row_mask)
+        return (self.packed, *rows, self.types, self.chunks), None
 
     @classmethod
     def tree_unflatten(cls, _, children):
@@ -60,47 +78,89 @@ class Conformers:
     @property
     def n_conformers(self) -> int:
         """Number of conformer rows, padding included."""
-        return len(self.molecule)
+        return self.molecule.shape[0]
 
     @property
     def n_rows(self) -> int:
         """Number of atom rows, padding included."""
-        return len(self.conformer)
+        return self.conformer.shape[0]
+
+    @property
+    def dtype(self):
+        """The floating-point type of the positions, in which everything is computed."""
+        return self.packed.dtype
+
+    @property
+    def positions(self) -> Float[Array, "row 3"]:
+        """Positions of all atom rows, nm."""
+        return evaluate.from_lanes(self.packed, self.chunks)
 
     def with_positions(self, positions: Float[Array, "row 3"]) -> Conformers:
-        """The same conformers at other positions (n_rows, 3) in nm, as traced by a minimiser for instance."""
-        if positions.shape != self.positions.shape:
-            raise InputError(f"positions must have shape {self.positions.shape}, got {positions.shape}")
-        return replace(self, positions=positions, source=None)
+        """The same conformers at other positions (n_rows, 3) in nm; may be traced, as by a minimiser."""
+        x = as_positions(positions)
+        if x.shape != (self.n_rows, 3) or x.dtype != self.dtype:
+            raise InputError(f"positions must be {self.dtype} of shape {(self.n_rows, 3)}, got {x.dtype} of {x.shape}")
+        return replace(self, packed=evaluate.to_lanes(x, self.packed, self.chunks), source=None)
 
     def select(self, molecules: Sequence[int]) -> Conformers:
-        """The conformers of some molecules: a minibatch, that goes with ``batch.select(molecules)``."""
+        """The conformers of some molecules: a minibatch, with ``molecule`` counted within the selection.
+
+        All minibatches of as many molecules have the same shapes, padded to what the largest of them needs: a function that
+        is jitted over Conformers compiles once for them. Goes with ``batch.select(molecules)``, which packs and unpacks
+        its targets.
+        """
         if self.source is None:
             raise InputError("these Conformers came through a JAX transformation: select from those that pack made")
-        batch, arrays = self.source
-        return batch.select(molecules).pack([arrays[i] for i in _indices(molecules, len(batch))], check_bonds=False)
+        batch, arrays, shape = self.source
+        chosen = _indices(molecules, len(batch))
+        frame = batch._frame(np.array([len(a) for a in arrays]), len(chosen), shape)
+        return batch.select(chosen)._packed([arrays[i] for i in chosen], frame)
 
     def __repr__(self) -> str:
-        return f"Conformers({self.n_conformers} conformers, {self.n_rows} atom rows, {self.positions.dtype})"
+        return f"Conformers({self.n_conformers} conformers, {self.n_rows} atom rows, {self.dtype})"
+
+
+class _Source(NamedTuple):
+    """What ``Conformers.select`` starts from: lost when a JAX transformation rebuilds the pytree."""
+
+    batch: SystemBatch
+    arrays: list[np.ndarray]
+    shape: Shape
+
+
+class _Frame(NamedTuple):
+    """The sizes that minibatches are padded to."""
+
+    shape: Shape
+    n_chunks: int
+    n_conformers: int
+    n_rows: int
 
 
 @jax.tree_util.register_pytree_node_class
 class SystemBatch:
     """Different molecules with one force field: few compiled programs for all of them.
 
-    Make one with :meth:`from_systems`. As a pytree it has no arrays: passed through ``jax.jit`` it can compute energies;
-    ``pack``, ``unpack`` and ``select`` belong outside.
+    Make one with :meth:`from_systems`. The arrays live in the :class:`Conformers` that :meth:`pack` makes; as a pytree a
+    SystemBatch has none. Passed through ``jax.jit`` it can compute energies; ``pack``, ``unpack`` and ``select`` belong
+    outside.
+
+    Derivatives in the parameters and positions are available in reverse mode (``jax.grad``, at the cost of about one more
+    evaluation of energies and forces) and in forward mode (``jax.jvp``, ``jax.jacfwd``), once; second derivatives raise
+    DifferentiationError. :meth:`plain` can be differentiated without limit.
     """
 
-    def __init__(self, schema: Schema, systems: tuple[System, ...], molecules: tuple[MoleculeTerms, ...]):
-        self.schema, self._systems, self._molecules = schema, systems, molecules
+    def __init__(
+        self, schema: Schema, members: tuple[_Member, ...], types: Types | None, whole: SystemBatch | None = None
+    ):
+        self.schema, self._members, self._types, self._whole = schema, members, types, whole
 
     def tree_flatten(self):
         return (), self.schema
 
     @classmethod
     def tree_unflatten(cls, schema, children):
-        return cls(schema, (), ())
+        return cls(schema, (), None)
 
     # --- making -----------------------------------------------------------------------------------------------------
 
@@ -135,27 +195,34 @@ class SystemBatch:
                     terms[id(system)] = extract(system)
                 except OffjaxError as error:
                     raise type(error)(f"{_describe(n, system)}: {error}") from error
-        return cls(schema, systems, tuple(terms[id(s)] for s in systems))
+        types, typed = classify(list(terms.values()))
+        prepared = dict(zip(terms, map(prepare, typed), strict=True))
+        return cls(schema, tuple(_Member(s, terms[id(s)], prepared[id(s)]) for s in systems), types)
 
     @property
     def systems(self) -> tuple[System, ...]:
         """The Systems, in order."""
-        return self._host(self._systems)
+        return tuple(m.system for m in self._host)
 
     def __len__(self) -> int:
-        return len(self._host(self._systems))
+        return len(self._host)
 
-    def _host(self, value):
-        if not self._systems:
+    @property
+    def _host(self) -> tuple[_Member, ...]:
+        if not self._members:
             raise InputError("this SystemBatch came through a JAX transformation: use the original one outside jit")
-        return value
+        return self._members
 
     def select(self, molecules: Sequence[int]) -> SystemBatch:
-        """The batch of some molecules, in the given order."""
+        """The batch of some molecules, in the given order.
+
+        What it packs is padded to the shapes that any equally many molecules of this batch need with as many conformers
+        each as the largest of ``arrays`` has, so that a jitted function compiles once for all minibatches of one size.
+        To take minibatches from conformers that are packed already, use ``conformers.select``.
+        """
         chosen = _indices(molecules, len(self))
-        return SystemBatch(
-            self.schema, tuple(self._systems[i] for i in chosen), tuple(self._molecules[i] for i in chosen)
-        )
+        whole = self if self._whole is None else self._whole
+        return SystemBatch(self.schema, tuple(self._host[i] for i in chosen), self._types, whole)
 
     # --- positions --------------------------------------------------------------------------------------------------
 
@@ -181,21 +248,61 @@ class SystemBatch:
         arrays = list(arrays)
         if len(arrays) != len(self):
             raise InputError(f"pack needs one array for each of the {len(self)} molecules, got {len(arrays)}")
-        hosts = [_checked(n, s, a, check_bonds) for n, (s, a) in enumerate(zip(self._systems, arrays, strict=True))]
-        dtypes = {h.dtype for h in hosts}
-        if len(dtypes) > 1:
+        hosts = [_checked(n, m.system, a, check_bonds) for n, (m, a) in enumerate(zip(self._host, arrays, strict=True))]
+        if len(dtypes := {h.dtype for h in hosts}) > 1:
             raise InputError(f"all positions must have one dtype, got {', '.join(sorted(map(str, dtypes)))}")
         counts = np.array([len(h) for h in hosts])
         if not counts.sum():
             raise InputError("there is no conformer at all")
-        sizes = np.array([m.n_atoms for m in self._molecules])
-        molecule = np.repeat(np.arange(len(hosts)), counts).astype(np.int32)
-        conformer = np.repeat(np.arange(len(molecule)), sizes[molecule]).astype(np.int32)
-        positions = np.concatenate([h.reshape(-1, 3) for h in hosts])
-        fields = (molecule, np.ones(len(molecule), bool), conformer, np.ones(len(conformer), bool))
-        terms = plain.flatten(self._molecules, molecule)
-        packed = jax.tree.map(jnp.asarray, Conformers(positions, *fields, terms))
-        return replace(packed, source=(self, hosts))
+        if self._whole is None:
+            return self._packed(hosts, None)
+        alike = np.full(len(self._whole), counts.max())
+        return self._packed(hosts, self._whole._frame(alike, len(self), None))
+
+    def _frame(self, counts: np.ndarray, k: int, shape: Shape | None) -> _Frame:
+        """Sizes for any k molecules when each has ``counts`` conformers."""
+        prepared = [m.prepared for m in self._host]
+        if shape is None:
+            lanes = choose_lanes(counts, np.array([m.load.sum() for m in prepared]))
+            _, shape = balanced(prepared, split(counts, lanes), lanes)
+        rows = counts * np.array([m.molecule.n_atoms for m in prepared])
+        n_conformers, n_rows = (int(np.sort(n)[::-1][:k].sum()) for n in (counts, rows))
+        return _Frame(shape, most_chunks(prepared, counts, k, shape), n_conformers, n_rows)
+
+    def _packed(self, arrays: list[np.ndarray], frame: _Frame | None) -> Conformers:
+        prepared = [m.prepared for m in self._host]
+        counts = np.array([len(a) for a in arrays])
+        sizes = np.array([m.molecule.n_atoms for m in prepared])
+        if frame is None:
+            lanes = choose_lanes(counts, np.array([m.load.sum() for m in prepared]))
+            jobs = split(counts, lanes)
+            chunk, shape = balanced(prepared, jobs, lanes)
+            frame = _Frame(shape, int(chunk.max()) + 1, int(counts.sum()), int((counts * sizes).sum()))
+        else:
+            jobs = split(counts, frame.shape.lanes)
+            chunk = first_fit(prepared, jobs, frame.shape)
+        chunks, atom_start = fill(prepared, jobs, chunk, *frame)
+        packed = place_positions(arrays, jobs, chunk, atom_start, frame.shape, frame.n_chunks)
+        molecule = np.repeat(np.arange(len(arrays)), counts)
+        conformer = np.repeat(np.arange(len(molecule)), sizes[molecule])
+        rows = (
+            _extended(molecule, frame.n_conformers, len(arrays) - 1),
+            np.arange(frame.n_conformers) < len(molecule),
+            _extended(conformer, frame.n_rows, frame.n_conformers - 1),
+            np.arange(frame.n_rows) < len(conformer),
+        )
+        conformers = Conformers(packed, *rows, self._types_in(packed.dtype), chunks)
+        return replace(
+            jax.tree.map(lambda v: _on_device(v, packed.dtype), conformers), source=_Source(self, arrays, frame.shape)
+        )
+
+    def _types_in(self, dtype) -> Types:
+        """The types on the device, shared by everything that is packed."""
+        home = self if self._whole is None else self._whole
+        known = home.__dict__.setdefault("_types_by_dtype", {})
+        if dtype not in known:
+            known[dtype] = jax.tree.map(lambda v: _on_device(v, dtype), self._types)
+        return known[dtype]
 
     def unpack(self, values, conformers: Conformers) -> list[np.ndarray]:
         """Flat values as a list with one array a molecule: (n_conf, ...) or (n_conf, n_atoms, 3); outside jit.
@@ -204,7 +311,7 @@ class SystemBatch:
         """
         values = np.asarray(values)
         counts = np.bincount(np.asarray(conformers.molecule)[np.asarray(conformers.mask)], minlength=len(self))
-        sizes = np.array([m.n_atoms for m in self._molecules])
+        sizes = np.array([m.prepared.molecule.n_atoms for m in self._host])
         if values.shape == (conformers.n_conformers,):
             return np.split(values[: counts.sum()], np.cumsum(counts)[:-1])
         if values.shape == (conformers.n_rows, 3):
@@ -216,55 +323,106 @@ class SystemBatch:
     def flatten(self, arrays: Sequence[Any], conformers: Conformers) -> np.ndarray:
         """The inverse of :meth:`unpack`: reference energies or forces, one array a molecule, as flat rows; padding is 0."""
         counts = np.bincount(np.asarray(conformers.molecule)[np.asarray(conformers.mask)], minlength=len(self))
-        sizes = np.array([m.n_atoms for m in self._molecules])
-        arrays = [np.asarray(a, dtype=conformers.positions.dtype) for a in arrays]
+        sizes = np.array([m.prepared.molecule.n_atoms for m in self._host])
+        arrays = [np.asarray(a, dtype=conformers.dtype) for a in arrays]
         shapes = [[(c,) for c in counts], [(c, n, 3) for c, n in zip(counts, sizes, strict=True)]]
         got = [a.shape for a in arrays]
         if got == shapes[0]:
-            flat = np.zeros(conformers.n_conformers, conformers.positions.dtype)
+            flat = np.zeros(conformers.n_conformers, conformers.dtype)
             flat[: counts.sum()] = np.concatenate(arrays)
             return flat
         if got == shapes[1]:
-            flat = np.zeros((conformers.n_rows, 3), conformers.positions.dtype)
+            flat = np.zeros((conformers.n_rows, 3), conformers.dtype)
             flat[: (counts * sizes).sum()] = np.concatenate([a.reshape(-1, 3) for a in arrays])
             return flat
         for n, (a, c, size) in enumerate(zip(got, counts, sizes, strict=False)):
             if a not in ((c,), (c, size, 3)):
-                raise InputError(
-                    f"{_describe(n, self._systems[n])}: expected shape ({c},) or ({c}, {size}, 3), got {a}"
-                )
+                raise InputError(f"{_describe(n, self.systems[n])}: expected shape ({c},) or ({c}, {size}, 3), got {a}")
         raise InputError(f"flatten needs {len(self)} arrays, all of energies or all of forces, got {len(arrays)}")
 
     # --- energies ---------------------------------------------------------------------------------------------------
 
     def energies(self, p: ParameterSet, conformers: Conformers) -> Float[Array, " conformer"]:
         """Energy of every conformer, kJ/mol, in the order of ``conformers.molecule``; 0 in padding."""
-        theta = self._theta(p, conformers)
-        return conformers.terms.energies(theta, conformers.positions, conformers.n_conformers)
+        return _run(self._theta(p, conformers), conformers, False)[0]
 
-    def energies_and_forces(self, p: ParameterSet, conformers: Conformers, *, mode: str = "reverse"):
+    def energies_and_forces(self, p: ParameterSet, conformers: Conformers):
         """Energies (n_conformers,) in kJ/mol and forces (n_rows, 3) in kJ/mol/nm; 0 in padding."""
-        theta = self._theta(p, conformers)
-        return conformers.terms.energies_and_forces(theta, conformers.positions, conformers.n_conformers)
+        return _run(self._theta(p, conformers), conformers, True)
+
+    def plain(self, conformers: Conformers) -> PlainBatch:
+        """The same energies and forces by the plain path; slower, differentiable in every mode and to any order.
+
+        ``plain.energies(p, positions)`` and ``plain.energies_and_forces(p, positions)`` take positions as
+        ``conformers.positions``.
+        """
+        molecule = np.asarray(conformers.molecule)[np.asarray(conformers.mask)]
+        terms = flatten([m.terms for m in self._host], molecule)
+        return PlainBatch(jax.tree.map(jnp.asarray, terms), self.schema, conformers.n_conformers)
 
     def _theta(self, p: ParameterSet, conformers: Conformers):
-        if not isinstance(p, ParameterSet):
-            raise InputError(f"the first argument must be a ParameterSet (system.parameters), got {type(p).__name__}")
         if not isinstance(conformers, Conformers):
             raise InputError(f"expected what SystemBatch.pack returns, got {type(conformers).__name__}")
-        if p.schema is not self.schema:
-            raise InputError(
-                f"these parameters belong to another force field (digest {p.digest[:12]}, this batch has "
-                f"{self.schema.digest[:12]})"
-            )
-        leaves = [jnp.asarray(v, conformers.positions.dtype) for v in jax.tree_util.tree_leaves(p)]
-        return jnp.concatenate(leaves) if leaves else jnp.zeros(1, conformers.positions.dtype)
+        return _vector(p, self.schema, conformers.dtype)
 
     def __repr__(self) -> str:
-        if not self._systems:
+        if not self._members:
             return "SystemBatch(traced)"
-        atoms = sum(m.n_atoms for m in self._molecules)
+        atoms = sum(m.prepared.molecule.n_atoms for m in self._members)
         return f"SystemBatch({len(self)} molecules, {atoms} atoms, force field {self.schema.digest[:8]})"
+
+
+class _Member(NamedTuple):
+    system: System
+    terms: MoleculeTerms
+    prepared: Prepared
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class PlainBatch:
+    """Energies and forces of a batch's conformers by concatenation and automatic differentiation."""
+
+    terms: PlainTerms
+    schema: Schema = field(metadata={"static": True})
+    n_conformers: int = field(metadata={"static": True})
+
+    def energies(self, p: ParameterSet, positions: Float[Array, "row 3"]) -> Float[Array, " conformer"]:
+        """Energies, kJ/mol."""
+        return self.terms.energies(_vector(p, self.schema, positions.dtype), positions, self.n_conformers)
+
+    def energies_and_forces(self, p: ParameterSet, positions: Float[Array, "row 3"]):
+        """Energies, kJ/mol, and forces (n_rows, 3), kJ/mol/nm."""
+        return self.terms.energies_and_forces(_vector(p, self.schema, positions.dtype), positions, self.n_conformers)
+
+
+@partial(jax.jit, static_argnums=2)
+def _run(theta, conformers: Conformers, forces: bool):
+    values = conformers.types.values(theta)
+    chunks = conformers.chunks
+    return evaluate.evaluate(evaluate.term_parameters(values, chunks), conformers.packed, chunks, forces)
+
+
+def _vector(p: ParameterSet, schema: Schema, dtype):
+    """The parameters as one vector of the dtype of the positions."""
+    if not isinstance(p, ParameterSet):
+        raise InputError(f"the first argument must be a ParameterSet (system.parameters), got {type(p).__name__}")
+    if p.schema is not schema:
+        raise InputError(
+            f"these parameters belong to another force field (digest {p.digest[:12]}, this batch has {schema.digest[:12]})"
+        )
+    return p.to_vector()
+
+
+def _extended(index: np.ndarray, n: int, value: int) -> np.ndarray:
+    """Indices padded to length n."""
+    return np.concatenate([index, np.full(n - len(index), value)]).astype(np.int32)
+
+
+def _on_device(value: np.ndarray, dtype):
+    """Host array to device; floating-point numbers in ``dtype``."""
+    floating = np.issubdtype(value.dtype, np.floating)
+    return jnp.asarray(value.astype(dtype) if floating else value)
 
 
 def _describe(n: int, system: System) -> str:

@@ -1,0 +1,344 @@
+"""Packing: which conformers of which molecules share a chunk, and the index tables of every chunk.
+
+A *job* is one molecule with up to ``lanes`` of its conformers. Jobs are put into chunks of one common shape, so that a
+single compiled loop runs over all of them: small enough for the cache, and filled evenly in atoms, bonds, angles, torsions and
+pairs at the same time. What is left of a chunk is padded with terms on four dummy atoms that no sum refers to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from offjax.batching import sums
+from offjax.batching.kernel import KINDS, ChunkTables
+from offjax.batching.types import TypedMolecule
+
+LANES = (1, 2, 4, 8, 16)
+"""Possible numbers of conformers side by side."""
+
+ATOM_LANES = 2300
+"""Atoms x conformers of a chunk: about what keeps the working set of a chunk in a core's cache."""
+
+LANE_OVERHEAD = 4
+"""Cost of a term's index arithmetic in units of one lane; decides between few wide and many narrow lanes."""
+
+DUMMIES = np.array([[0.0, 0.0, 0.0], [0.3, 0.0, 0.0], [0.3, 0.3, 0.0], [0.3, 0.3, 0.3]])
+"""Positions of the dummy atoms, nm: no distance, angle or torsion of theirs is singular."""
+
+_FORCE_ROWS = [(name, vector) for name, kind in KINDS.items() for vector in range(len(kind.vectors))]
+_SHIFT = 24
+
+
+class Job(NamedTuple):
+    """A molecule and its conformers start, start + 1, ..., stop - 1."""
+
+    molecule: int
+    start: int
+    stop: int
+
+
+class Shape(NamedTuple):
+    """The common shape of chunks: lanes, and capacities in atoms (dummies apart), molecules, terms and groups of sums."""
+
+    lanes: int
+    atoms: int
+    jobs: int
+    terms: tuple[int, ...]
+    force_groups: int
+    energy_groups: tuple[int, int]
+    force_width: int
+    energy_width: int
+
+
+class Prepared(NamedTuple):
+    """A molecule with the tables of its sums; rows are coded as (block << 24) + term."""
+
+    molecule: TypedMolecule
+    forces: sums.Groups
+    energies: tuple[sums.Groups, sums.Groups]
+    load: np.ndarray
+    widths: tuple[int, int]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Chunks:
+    """All chunks: ``tables`` and ``types`` of their terms, and the way between the flat rows and the lanes.
+
+    ``energy_row`` (n_conformers,) and ``force_row`` (n_rows,) are places in (chunk, job, lane) and (chunk, atom, lane);
+    ``conformer_of`` and ``row_of`` the inverse, with n_conformers and n_rows where a lane is padding.
+    """
+
+    tables: ChunkTables
+    types: dict[str, Int[Array, "chunk n"]]
+    coulomb_scale: Float[Array, "chunk pair"]
+    charge_type: Int[Array, "chunk atom"]
+    charge_offset: Float[Array, "chunk atom"]
+    energy_row: Int[Array, " conformer"]
+    force_row: Int[Array, " row"]
+    conformer_of: Int[Array, "chunk job lane"]
+    row_of: Int[Array, "chunk atom lane"]
+    n_jobs: Int[Array, " chunk"]
+
+
+def prepare(molecule: TypedMolecule) -> Prepared:
+    """The sums of one molecule: its force rows by atom, its energies over all terms."""
+    rows, sign, target = [], [], []
+    for block, (name, vector) in enumerate(_FORCE_ROWS):
+        atoms = molecule.terms[name].atoms
+        code = (block << _SHIFT) + np.arange(len(atoms))
+        for end, s in zip(KINDS[name].vectors[vector], (-1, 1), strict=True):
+            rows.append(code), sign.append(np.full(len(code), s)), target.append(atoms[:, end])
+    forces = sums.group(*map(np.concatenate, (rows, sign, target)))
+    counts = [len(molecule.terms[name].type) for name in KINDS]
+    codes = np.concatenate([(block << _SHIFT) + np.arange(n) for block, n in enumerate(counts)])
+    first = _plain_groups(codes)
+    second = _plain_groups(np.arange(len(first.rows)))
+    load = np.array([molecule.n_atoms, 1, *counts, len(forces.rows), len(first.rows), len(second.rows)])
+    return Prepared(molecule, forces, (first, second), load, (_most(forces.target), len(second.rows)))
+
+
+def _plain_groups(codes: np.ndarray) -> sums.Groups:
+    return sums.group(codes, np.ones(len(codes), int), np.zeros(len(codes), int))
+
+
+def _most(target: np.ndarray) -> int:
+    return int(np.bincount(target).max(initial=0)) if len(target) else 0
+
+
+# --- shapes ---------------------------------------------------------------------------------------------------------
+
+
+def choose_lanes(counts: np.ndarray, weight: np.ndarray) -> int:
+    """How many conformers stand side by side: the number that wastes least, given those of each molecule."""
+    cost = [np.sum(-(-counts // lanes) * weight) * (lanes + LANE_OVERHEAD) for lanes in LANES]
+    return LANES[int(np.argmin(cost))]
+
+
+def split(counts: np.ndarray, lanes: int) -> list[Job]:
+    """Jobs of at most ``lanes`` conformers of one molecule, in order."""
+    return [
+        Job(m, start, min(start + lanes, n)) for m, n in enumerate(map(int, counts)) for start in range(0, n, lanes)
+    ]
+
+
+def balanced(molecules: Sequence[Prepared], jobs: Sequence[Job], lanes: int) -> tuple[np.ndarray, Shape]:
+    """A chunk for each job so that all chunks are full alike, and the shape they need.
+
+    Largest jobs first, each to the chunk whose fullest resource stays lowest.
+    """
+    loads = np.stack([molecules[j.molecule].load for j in jobs])
+    total = loads.sum(axis=0)
+    n_chunks = max(1, min(len(jobs), round(total[0] * lanes / ATOM_LANES)))
+    aim = np.maximum(total / n_chunks, 1)
+    relative = loads / aim
+    filled = np.zeros((n_chunks, loads.shape[1]))
+    chunk = np.empty(len(jobs), dtype=int)
+    for job in np.argsort(-relative.sum(axis=1), kind="stable"):
+        chunk[job] = chosen = np.argmin((filled + relative[job]).max(axis=1))
+        filled[chosen] += relative[job]
+    used = np.zeros((n_chunks, loads.shape[1]), dtype=int)
+    np.add.at(used, chunk, loads)
+    return chunk, _shape(used.max(axis=0), lanes, molecules)
+
+
+def first_fit(molecules: Sequence[Prepared], jobs: Sequence[Job], shape: Shape) -> np.ndarray:
+    """A chunk for each job, largest first, each into the first chunk that has room."""
+    capacity = _capacity(shape)
+    loads = np.stack([molecules[j.molecule].load for j in jobs])
+    filled = np.zeros((0, loads.shape[1]), dtype=int)
+    chunk = np.empty(len(jobs), dtype=int)
+    for job in np.argsort(-(loads / capacity).max(axis=1), kind="stable"):
+        fits = np.nonzero(np.all(filled + loads[job] <= capacity, axis=1))[0]
+        if not len(fits):
+            fits = [len(filled)]
+            filled = np.concatenate([filled, np.zeros((1, loads.shape[1]), dtype=int)])
+        chunk[job] = fits[0]
+        filled[fits[0]] += loads[job]
+    return chunk
+
+
+def most_chunks(molecules: Sequence[Prepared], counts: np.ndarray, k: int, shape: Shape) -> int:
+    """How many chunks :func:`first_fit` can need for any k of the molecules.
+
+    With no job larger than a <= 1/2 of a chunk, every chunk but the last is fuller than 1 - a before another is opened.
+    """
+    size = np.array([(m.load / _capacity(shape)).max() for m in molecules])
+    jobs = -(-counts // shape.lanes)
+    worst = np.sort(size * jobs)[::-1][:k].sum()
+    largest = min(size[jobs > 0].max(initial=0.0), 0.5)
+    return int(np.floor(worst / (1 - largest) + 1e-9)) + 1
+
+
+def _shape(used: np.ndarray, lanes: int, molecules: Sequence[Prepared]) -> Shape:
+    atoms, jobs, *rest = (max(int(n), 1) for n in used)
+    n = len(KINDS)
+    widths = (max(max(m.widths[i] for m in molecules), 1) for i in range(2))
+    return Shape(lanes, atoms, jobs, tuple(rest[:n]), rest[n], (rest[n + 1], rest[n + 2]), *widths)
+
+
+def _capacity(shape: Shape) -> np.ndarray:
+    return np.array([shape.atoms, shape.jobs, *shape.terms, shape.force_groups, *shape.energy_groups])
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def fill(
+    molecules: Sequence[Prepared],
+    jobs: Sequence[Job],
+    chunk: np.ndarray,
+    shape: Shape,
+    n_chunks: int,
+    n_conformers: int,
+    n_rows: int,
+) -> tuple[Chunks, np.ndarray]:
+    """Tables of all chunks, and ``atom_start`` (n_jobs,): the first atom of each job in its chunk.
+
+    ``n_conformers`` and ``n_rows`` are the flat sizes, at least as large as the jobs need.
+    """
+    order = np.lexsort((np.arange(len(jobs)), chunk))
+    loads = np.stack([molecules[j.molecule].load for j in jobs])
+    start = np.zeros_like(loads)
+    running = np.cumsum(loads[order], axis=0) - loads[order]
+    first = np.searchsorted(chunk[order], chunk[order])
+    start[order] = running - running[first]
+    used = [molecules[j.molecule] for j in jobs]
+    place = _Placement(chunk, start, n_chunks)
+
+    atoms, job_of, types = {}, {}, {}
+    for column, (name, capacity) in enumerate(zip(KINDS, shape.terms, strict=True), start=2):
+        body = 1 + max(max(v) for v in KINDS[name].vectors)
+        local = [u.molecule.terms[name] for u in used]
+        padding = shape.atoms + np.arange(body)
+        table = np.broadcast_to(padding, (n_chunks, capacity, body)).copy()
+        place.put(table, column, [t.atoms for t in local], shift=start[:, 0])
+        atoms[name] = np.moveaxis(table, 2, 1).astype(np.int32)
+        owner = np.full((n_chunks, capacity), shape.jobs)
+        place.put(owner, column, [np.zeros(len(t.type), int) for t in local], shift=start[:, 1])
+        job_of[name] = owner.astype(np.int32)
+        kinds = np.zeros((n_chunks, capacity))
+        place.put(kinds, column, [t.type for t in local])
+        types[name] = kinds.astype(np.int32)
+    scale = np.zeros((n_chunks, shape.terms[-1]))
+    place.put(scale, 1 + len(KINDS), [u.molecule.coulomb_scale for u in used])
+    charge_type = np.zeros((n_chunks, shape.atoms + len(DUMMIES)))
+    place.put(charge_type, 0, [u.molecule.charge_type for u in used])
+    charge_offset = np.zeros((n_chunks, shape.atoms + len(DUMMIES)))
+    place.put(charge_offset, 0, [u.molecule.charge_offset for u in used])
+
+    owner = np.full((n_chunks, shape.atoms + len(DUMMIES)), shape.jobs)
+    place.put(owner, 0, [np.zeros(u.molecule.n_atoms, int) for u in used], shift=start[:, 1])
+    tables = ChunkTables(
+        atoms, job_of, owner.astype(np.int32), *_force_sums(used, place, shape), _energy_sums(used, place, shape)
+    )
+    ways = _ways(jobs, used, place, shape, n_conformers, n_rows)
+    n_jobs = np.bincount(chunk, minlength=n_chunks).astype(np.int32)
+    return Chunks(tables, types, scale, charge_type.astype(np.int32), charge_offset, *ways, n_jobs), start[:, 0]
+
+
+class _Placement(NamedTuple):
+    """Where each job's entries go: its chunk, and its start in each resource (columns as in ``Prepared.load``)."""
+
+    chunk: np.ndarray
+    start: np.ndarray
+    n_chunks: int
+
+    def put(self, table, column: int, parts: Sequence[np.ndarray], shift=None) -> None:
+        """table[chunk, start + i] = parts[job][i] (+ shift[job])."""
+        counts = np.array([len(p) for p in parts])
+        jobs = np.repeat(np.arange(len(parts)), counts)
+        if not len(jobs):
+            return
+        within = np.arange(len(jobs)) - np.repeat(np.cumsum(counts) - counts, counts)
+        values = np.concatenate(parts)
+        if shift is not None:
+            values = values + shift[jobs].reshape(-1, *[1] * (values.ndim - 1))
+        table[self.chunk[jobs], self.start[jobs, column] + within] = values
+
+    def decode(self, parts: Sequence[np.ndarray], first_column: list[int], base: list[int], zero: int):
+        """Coded rows of every job as rows of the chunk's buffer; -1 becomes the row of zeros."""
+        columns, offsets = np.array(first_column), np.array(base)
+        decoded = []
+        for job, codes in enumerate(parts):
+            block, local = codes >> _SHIFT, codes & ((1 << _SHIFT) - 1)
+            row = offsets[block] + self.start[job, columns[block]] + local
+            decoded.append(np.where(codes < 0, zero, row))
+        return decoded
+
+
+def _force_sums(used, place: _Placement, shape: Shape):
+    names = list(KINDS)
+    sizes = [shape.terms[names.index(name)] for name, _ in _FORCE_ROWS]
+    base = list(np.cumsum([0, *sizes[:-1]]))
+    columns = [2 + names.index(name) for name, _ in _FORCE_ROWS]
+    column = 2 + len(names)
+    zero = sum(sizes)
+    groups = np.full((place.n_chunks, shape.force_groups, sums.WIDTH), zero)
+    place.put(groups, column, place.decode([u.forces.rows for u in used], columns, base, zero))
+    sign = np.ones((place.n_chunks, shape.force_groups))
+    place.put(sign, column, [u.forces.sign for u in used])
+    totals = np.full((place.n_chunks, shape.atoms + len(DUMMIES), shape.force_width), -1)
+    local = [
+        sums.table(np.arange(len(u.forces.target)), u.forces.target, u.molecule.n_atoms, shape.force_width)
+        for u in used
+    ]
+    shifted = [np.where(t < 0, -1, t + s) for t, s in zip(local, place.start[:, column], strict=True)]
+    place.put(totals, 0, shifted)
+    totals[totals < 0] = shape.force_groups
+    return groups.astype(np.int32), sign, totals.astype(np.int32)
+
+
+def _energy_sums(used, place: _Placement, shape: Shape):
+    n = len(KINDS)
+    zero = sum(shape.terms)
+    base = list(np.cumsum([0, *shape.terms[:-1]]))
+    first = np.full((place.n_chunks, shape.energy_groups[0], sums.WIDTH), zero)
+    place.put(first, n + 3, place.decode([u.energies[0].rows for u in used], list(range(2, 2 + n)), base, zero))
+    second = np.full((place.n_chunks, shape.energy_groups[1], sums.WIDTH), shape.energy_groups[0])
+    rows = place.decode([u.energies[1].rows for u in used], [n + 3], [0], shape.energy_groups[0])
+    place.put(second, n + 4, rows)
+    last = np.full((place.n_chunks, shape.jobs + 1, shape.energy_width), shape.energy_groups[1])
+    for job, u in enumerate(used):
+        count, begin = len(u.energies[1].rows), place.start[job, n + 4]
+        last[place.chunk[job], place.start[job, 1], :count] = begin + np.arange(count)
+    return tuple(t.astype(np.int32) for t in (first, second, last))
+
+
+def _ways(jobs, used, place: _Placement, shape: Shape, n_conformers: int, n_rows: int):
+    """The flat rows of energies and forces in the chunks, and back."""
+    slots, atoms = shape.jobs + 1, shape.atoms + len(DUMMIES)
+    conformer_of = np.full((place.n_chunks, slots, shape.lanes), n_conformers)
+    row_of = np.full((place.n_chunks, atoms, shape.lanes), n_rows)
+    conformer = row = 0
+    for job, ((_, start, stop), u) in enumerate(zip(jobs, used, strict=True)):
+        n, size, c = stop - start, u.molecule.n_atoms, place.chunk[job]
+        conformer_of[c, place.start[job, 1], :n] = conformer + np.arange(n)
+        first = place.start[job, 0]
+        row_of[c, first : first + size, :n] = row + np.arange(n) * size + np.arange(size)[:, None]
+        conformer, row = conformer + n, row + n * size
+    energy_row = np.full(n_conformers + 1, shape.jobs * shape.lanes)
+    energy_row[conformer_of.reshape(-1)] = np.arange(conformer_of.size)
+    energy_row[conformer:] = shape.jobs * shape.lanes
+    force_row = np.full(n_rows + 1, shape.atoms * shape.lanes)
+    force_row[row_of.reshape(-1)] = np.arange(row_of.size)
+    force_row[row:] = shape.atoms * shape.lanes
+    return tuple(a.astype(np.int32) for a in (energy_row[:-1], force_row[:-1], conformer_of, row_of))
+
+
+def place_positions(arrays, jobs, chunk, atom_start, shape: Shape, n_chunks: int) -> np.ndarray:
+    """Positions as (chunk, 3, atom, lane); lanes without conformer repeat the last one of the job."""
+    dtype = arrays[0].dtype
+    x = np.zeros((n_chunks, 3, shape.atoms + len(DUMMIES), shape.lanes), dtype)
+    x[:, :, shape.atoms :] = DUMMIES.T[:, :, None]
+    for (molecule, start, stop), c, first in zip(jobs, chunk, atom_start, strict=True):
+        lanes = np.minimum(np.arange(start, start + shape.lanes), stop - 1)
+        part = arrays[molecule][lanes]
+        x[c, :, first : first + part.shape[1]] = part.transpose(2, 1, 0)
+    return x

@@ -1,0 +1,115 @@
+"""All chunks: flat energies and forces of term parameters and positions, with their derivative rule.
+
+The loop over chunks is one ``lax.map``, compiled once whatever the number of chunks. The rule is a ``custom_jvp`` whose tangent
+carries its own transpose: forward mode differentiates the chunks' energies and forces directly, reverse mode runs
+:func:`offjax.batching.kernel.parameter_gradient`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from offjax.batching import kernel
+from offjax.batching.chunks import Chunks
+from offjax.batching.linear import linear
+
+
+def term_parameters(values, chunks: Chunks):
+    """Type values (see ``Types.values``) as parameters of every term: arrays (chunk, n), torsions (chunk, order, n)."""
+    p = {name: tuple(v[chunks.types[name]] for v in values[name]) for name in ("bonds", "angles", "pairs")}
+    p["torsions"] = tuple(jnp.moveaxis(v[chunks.types["torsions"]], -1, 1) for v in values["torsions"])
+    charge = values["charges"][0][chunks.charge_type] + chunks.charge_offset
+    i, j = chunks.tables.atoms["pairs"][:, 0], chunks.tables.atoms["pairs"][:, 1]
+    take = partial(jnp.take_along_axis, axis=1)
+    p["pairs"] = (*p["pairs"], chunks.coulomb_scale * take(charge, i) * take(charge, j))
+    return p
+
+
+def evaluate(p, x, chunks: Chunks, forces: bool):
+    """Flat energies (n_conformers,), and forces (n_rows, 3) or None, of packed positions (chunk, 3, atom, lane)."""
+    return _evaluate(forces, p, x, chunks)
+
+
+def _direct(forces: bool, p, x, chunks: Chunks):
+    def one(arguments):
+        p, x, tables = arguments
+        return kernel.energies(p, tables, tuple(x), forces)
+
+    energy, force = jax.lax.map(one, (p, x, chunks.tables))
+    energy = _at(energy.reshape(-1), chunks.energy_row)
+    if not forces:
+        return energy, None
+    return energy, jnp.stack([_at(f.reshape(-1), chunks.force_row) for f in force], axis=-1)
+
+
+def _at(values, index):
+    return values.at[index].get(mode="promise_in_bounds")
+
+
+def from_lanes(packed, chunks: Chunks):
+    """Flat rows (n_rows, 3) of packed positions (chunk, 3, atom, lane)."""
+    return jnp.stack([_at(packed[:, axis].reshape(-1), chunks.force_row) for axis in range(3)], axis=-1)
+
+
+def to_lanes(rows, packed, chunks: Chunks):
+    """Packed positions with the flat ``rows`` (n_rows, 3) in place of the old ones; other lanes stay as in ``packed``."""
+
+    def spread(chunks, rows):
+        return jnp.stack([_to_lanes(c, chunks.row_of) for c in rows.T], axis=1)
+
+    # lanes of padding never reach an output, so that taking each row once is the transpose
+    moved = linear(spread, lambda chunks, lanes: from_lanes(lanes, chunks), chunks, rows)
+    return jnp.where((chunks.row_of < rows.shape[0])[:, None], moved, packed)
+
+
+def _to_lanes(values, index):
+    """Flat values at lanes; padding lanes get zero."""
+    return _at(jnp.concatenate([values, jnp.zeros(1, values.dtype)]), index)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _evaluate(forces, p, x, chunks):
+    return _direct(forces, p, x, chunks)
+
+
+@partial(_evaluate.defjvp, symbolic_zeros=True)
+def _rule(forces, primals, tangents):
+    p, x, chunks = primals
+    dp, dx, _ = tangents
+    moving = not isinstance(dx, SymbolicZero)
+    dense = jax.tree.map(
+        lambda t: jnp.zeros(t.aval.shape, t.aval.dtype) if isinstance(t, SymbolicZero) else t,
+        (dp, dx if moving else None),
+        is_leaf=lambda t: isinstance(t, SymbolicZero),
+    )
+    out = _direct(forces, p, x, chunks)
+    return out, linear(partial(_push, forces), partial(_pull, forces, moving), (p, x, chunks), dense)
+
+
+def _push(forces, primals, tangents):
+    """Tangents of energies and forces along tangents of parameters and positions."""
+    p, x, chunks = primals
+    dp, dx = tangents
+    if dx is None:
+        return jax.jvp(lambda p: _direct(forces, p, x, chunks), (p,), (dp,))[1]
+    return jax.jvp(lambda p, x: _direct(forces, p, x, chunks), (p, x), (dp, dx))[1]
+
+
+def _pull(forces, moving, primals, cotangents):
+    """Cotangents of parameters and positions of those (w, v) of energies and forces."""
+    p, x, chunks = primals
+    w, v = cotangents
+    w = _to_lanes(w, chunks.conformer_of)
+    v = jnp.stack([_to_lanes(c, chunks.row_of) for c in v.T], axis=1) if forces else None
+
+    def one(arguments):
+        p, x, tables, w, v = arguments
+        gradient = kernel.parameter_gradient(p, tables, tuple(x), w, None if v is None else tuple(v))
+        return gradient, kernel.position_gradient(p, tables, tuple(x), w, v) if moving else None
+
+    gradient, position = jax.lax.map(one, (p, x, chunks.tables, w, v))
+    return gradient, position
