@@ -2,7 +2,7 @@
 
 ``header`` is UTF-8 JSON as uint8 with ``format`` ("offjax-fit-checkpoint"), ``version``, ``iteration``, ``config`` (the
 canonical configuration), ``data`` (digest of molecules, charges and reference data) and ``history`` (the log so far);
-``state_0000``, ``state_0001``, ... are the leaves of the state pytree in JAX's order, bit for bit. There is no pickle in it.
+``state_0000``, ``state_0001``, ... are the leaves of the state pytree in JAX's order, bit for bit. No pickle.
 """
 
 from __future__ import annotations

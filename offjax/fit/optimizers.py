@@ -98,18 +98,23 @@ class LMState(NamedTuple):
     step_size: Array
 
 
-class LevenbergMarquardt:
+class LevenbergMarquardt(eqx.Module):
     """Levenberg-Marquardt in normal-equation form: optimistix' damped Newton descent with its classical trust region.
 
     (J^T J + I / s) dx = -J^T r, where s grows by 3.5 after a step that the quadratic model predicts well and shrinks
-    by 4 after a rejected one. The state is n x n whatever the number of residuals; with Gaussian priors J^T J is never worse
-    conditioned than the priors make it.
+    by 4 after a rejected one. The state is n x n whatever the number of residuals; with Gaussian priors J^T J is never
+    worse conditioned than the priors make it.
     """
+
+    objective_tolerance: float
+    gradient_tolerance: float
+    descent: optx.DampedNewtonDescent
+    search: optx.ClassicalTrustRegion
 
     def __init__(self, objective_tolerance: float, gradient_tolerance: float):
         self.objective_tolerance, self.gradient_tolerance = objective_tolerance, gradient_tolerance
-        self.descent: Any = optx.DampedNewtonDescent(linear_solver=lx.Cholesky())
-        self.search: Any = optx.ClassicalTrustRegion()
+        self.descent = optx.DampedNewtonDescent(linear_solver=lx.Cholesky())
+        self.search = optx.ClassicalTrustRegion()
 
     def init(self, problem: Problem, x) -> LMState:
         """Evaluates the start."""
@@ -126,6 +131,7 @@ class LevenbergMarquardt:
         trial = self._trial(state, lower, upper)
         value = problem.value(trial)
         step_size, accepted = self._judge(state, trial, value)
+        accepted = bool(accepted)
         step = float(jnp.max(jnp.abs(trial - state.x), initial=0.0))
         stop = None
         if accepted:
@@ -143,32 +149,32 @@ class LevenbergMarquardt:
             stop = "the gradient vanishes"
         return state, Info(float(state.value), accepted, step if accepted else 0.0, size, stop)
 
+    @eqx.filter_jit
     def _trial(self, state: LMState, lower, upper):
+        """The damped Newton step among the variables that are not held, clipped into the box."""
         fixed = held(state.x, state.gradient, lower, upper)
         gradient = jnp.where(fixed, 0.0, state.gradient)
-        hessian = jnp.where(fixed[:, None] | fixed[None, :], 0.0, state.hessian) + jnp.diag(
-            fixed.astype(gradient.dtype)
-        )
-        info = self._info(state.value, gradient, hessian)
+        hessian = jnp.where(fixed[:, None] | fixed[None, :], jnp.diag(fixed.astype(gradient.dtype)), state.hessian)
+        info = _quadratic(state.value, gradient, hessian)
         descent = self.descent.query(state.x, info, self.descent.init(state.x, info))
         change, _ = self.descent.step(state.step_size, descent)
         return jnp.clip(state.x + change, lower, upper)
 
+    @eqx.filter_jit
     def _judge(self, state: LMState, trial, value):
-        info = self._info(state.value, state.gradient, state.hessian)
+        """(next step size, accepted). The model may predict an increase for a clipped step; NaN is never accepted."""
+        info = _quadratic(state.value, state.gradient, state.hessian)
         region = eqx.tree_at(lambda s: s.step_size, self.search.init(state.x, info), state.step_size)
-        new, accepted, _, _ = self.search.step(
+        size, accepted, _, _ = self.search.step(
             jnp.array(False), state.x, trial, info, optx.FunctionInfo.Eval(value), region
         )
-        # the model may predict an increase for a clipped step; NaN compares false
-        if not (bool(accepted) and float(value) < float(state.value)):
-            return state.step_size * self.search.low_constant, False
-        return new, True
+        accepted = accepted & (value < state.value)
+        return jnp.where(accepted, size, state.step_size * self.search.low_constant), accepted
 
-    @staticmethod
-    def _info(value, gradient, hessian):
-        operator = lx.MatrixLinearOperator(hessian, lx.positive_semidefinite_tag)
-        return optx.FunctionInfo.EvalGradHessian(value, gradient, operator)
+
+def _quadratic(value, gradient, hessian):
+    operator = lx.MatrixLinearOperator(hessian, lx.positive_semidefinite_tag)
+    return optx.FunctionInfo.EvalGradHessian(value, gradient, operator)
 
 
 # --- L-BFGS ---------------------------------------------------------------------------------------------------------
@@ -220,7 +226,7 @@ class BoundedLBFGS(optx.AbstractLBFGS):
         self.descent = ProjectedNewtonDescent(jnp.asarray(lower), jnp.asarray(upper))
         self.search = optx.BacktrackingArmijo()
         self.history_length = history_length
-        self.verbose = lambda **kwargs: None
+        self.verbose = _quiet
 
 
 class LBFGSState(NamedTuple):
@@ -269,6 +275,10 @@ class LBFGS:
         return LBFGSState(x, inner), Info(value, accepted, step, size, stop)
 
 
+def _quiet(**kwargs):
+    """Reports nothing; one function object, so that every solver compiles to the same program."""
+
+
 def _with_aux(scalar):
     return lambda x, data: (scalar(x, data), None)
 
@@ -295,6 +305,11 @@ class Adam:
     def __init__(self, learning_rate: float, objective_tolerance: float, gradient_tolerance: float):
         self.objective_tolerance, self.gradient_tolerance = objective_tolerance, gradient_tolerance
         self.transform = optax.adam(learning_rate)
+        self._update = jax.jit(self._updated)
+
+    def _updated(self, gradient, moments, x, lower, upper):
+        updates, moments = self.transform.update(gradient, moments, x)
+        return jnp.clip(optax.apply_updates(x, updates), lower, upper), moments
 
     def x(self, state: AdamState) -> Array:
         """The current point."""
@@ -310,8 +325,7 @@ class Adam:
         x, moments = state.x, state.moments
         for part in problem.minibatches(int(state.epoch)):
             _, gradient = problem.value_and_gradient(x, part)
-            updates, moments = self.transform.update(gradient, moments, x)
-            x = jnp.clip(optax.apply_updates(x, updates), lower, upper)
+            x, moments = self._update(gradient, moments, x, lower, upper)
         value, gradient = problem.value_and_gradient(x)
         size = float(jnp.max(jnp.abs(projected_gradient(x, gradient, lower, upper)), initial=0.0))
         stop = "the gradient vanishes" if size <= self.gradient_tolerance else None

@@ -1,6 +1,6 @@
 """What a fit returns and writes: parameters before and after, and energies and forces of every molecule.
 
-In the output directory stand ``fitted.offxml``, ``parameters.csv``, ``log.jsonl``, ``checkpoint.npz`` and ``result.h5``,
+The output directory holds ``fitted.offxml``, ``parameters.csv``, ``log.jsonl``, ``checkpoint.npz`` and ``result.h5``,
 from which :meth:`FitResult.load` makes the result again. The layouts are described in ``docs/fit-files.md``.
 """
 

@@ -46,22 +46,46 @@ def smiles(group, text):
 
 BROKEN = {
     "no conformers": (lambda g: replace(g, "conformations", np.zeros((0, 4, 3))), "conformations: no conformers"),
-    "wrong number of atoms": (lambda g: replace(g, "conformations", np.zeros((2, 5, 3))), "conformations: shape (2, 5, 3), expected (2, 4, 3)"),
-    "one energy too few": (lambda g: replace(g, "dft_total_energy", [-114.5]), "dft_total_energy: shape (1,), expected (2,)"),
-    "NaN": (lambda g: replace(g, "dft_total_energy", [-114.5, np.nan]), "dft_total_energy: 1 values are not finite, first at index [1]"),
+    "wrong number of atoms": (
+        lambda g: replace(g, "conformations", np.zeros((2, 5, 3))),
+        "conformations: shape (2, 5, 3), expected (2, 4, 3)",
+    ),
+    "one energy too few": (
+        lambda g: replace(g, "dft_total_energy", [-114.5]),
+        "dft_total_energy: shape (1,), expected (2,)",
+    ),
+    "NaN": (
+        lambda g: replace(g, "dft_total_energy", [-114.5, np.nan]),
+        "dft_total_energy: 1 values are not finite, first at index [1]",
+    ),
     "integers": (lambda g: replace(g, "dft_total_energy", [1, 2]), "dft_total_energy: expected floating-point"),
     "unknown element": (lambda g: replace(g, "atomic_numbers", [6, 8, 1, 119]), "unknown element 119 of atom 3"),
-    "another order": (lambda g: replace(g, "atomic_numbers", [8, 6, 1, 1]), "atom 0 has number 8, but map index 1 of the SMILES has 6"),
+    "another order": (
+        lambda g: replace(g, "atomic_numbers", [8, 6, 1, 1]),
+        "atom 0 has number 8, but map index 1 of the SMILES has 6",
+    ),
     "unknown element in the SMILES": (lambda g: smiles(g, SMILES.replace("O", "Xq")), "is not a SMILES"),
     "SMILES without map": (lambda g: smiles(g, "C=O"), "is not a SMILES with explicit hydrogens"),
-    "missing hydrogens": (lambda g: smiles(g, "[CH2:1]=[O:2]"), "shape"),
-    "angstrom called bohr": (lambda g: replace(g, "conformations", np.stack([X, X]) * 0.529), "bond C0-O1 of conformer 0 is 0.0638 nm long"),
-    "unknown unit": (lambda g: g["dft_total_energy"].attrs.__setitem__("units", "Ry"), "unit 'Ry' is not known; allowed are hartree"),
-    "no unit": (lambda g: g["conformations"].attrs.__delitem__("units"), "conformations: the attribute units is missing"),
-    "no gradient": (lambda g: g.__delitem__("dft_total_gradient"), "dft_total_gradient: the dataset is missing but forces are asked for"),
+    "missing hydrogens": (lambda g: smiles(g, "[CH2:1]=[O:2]"), "explicit hydrogens"),
+    "angstrom called bohr": (
+        lambda g: replace(g, "conformations", np.stack([X, X]) * 0.529),
+        "bond C0-O1 of conformer 0 is 0.0638 nm long",
+    ),
+    "unknown unit": (
+        lambda g: g["dft_total_energy"].attrs.__setitem__("units", "Ry"),
+        "unit 'Ry' is not known; allowed are hartree",
+    ),
+    "no unit": (
+        lambda g: g["conformations"].attrs.__delitem__("units"),
+        "conformations: the attribute units is missing",
+    ),
+    "no gradient": (
+        lambda g: g.__delitem__("dft_total_gradient"),
+        "dft_total_gradient: the dataset is missing but forces are asked for",
+    ),
     "no energies": (lambda g: g.__delitem__("dft_total_energy"), "dft_total_energy: the dataset is missing"),
     "no smiles": (lambda g: g.__delitem__("smiles"), "smiles: the dataset is missing"),
-}  # fmt: skip
+}
 
 
 def test_reads_and_converts(path):

@@ -1,0 +1,117 @@
+"""Which parameters are free: coverage, singular entries, priors, bounds, and nothing dropped silently."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+import offjax
+from offjax import InputError
+from offjax.fit import FitConfig, free
+
+from .conftest import molecule
+
+
+@pytest.fixture(scope="module")
+def systems():
+    """Methanol and ethane, flexible."""
+    made = [molecule(name) for name in ("methanol", "ethane")]
+    built = [offjax.System.from_smirnoff("openff-2.2.1.offxml", m, charge_from_molecules=[m]) for m in made]
+    return [s.without_constraints() for s in built]
+
+
+def choose(systems, *blocks):
+    config = {"force_field": "openff-2.2.1.offxml", "data": [{"path": "x.h5"}], "parameters": list(blocks)}
+    return free.choose(FitConfig.from_dict(config), systems)
+
+
+def test_free_are_the_entries_that_training_molecules_use(systems):
+    chosen = choose(systems, {"path": "Bonds/k", "prior": "10%"})
+    assert [label.id for label in chosen.selection.labels] == ["b1", "b14", "b84", "b88"]
+    assert chosen.instances.tolist() == [1, 1, 9, 1]
+    assert chosen.molecules.tolist() == [1, 1, 2, 1]
+    total = len(systems[0].parameters["Bonds"]["k"])
+    assert len(chosen.left_out) == total - 4
+    assert {item.reason for item in chosen.left_out} == {"no training molecule uses it"}
+
+
+def test_thresholds_leave_entries_out_and_say_so(systems):
+    chosen = choose(systems, {"path": "Bonds/k", "prior": "10%", "min_count": 2})
+    assert [label.id for label in chosen.selection.labels] == ["b84"]
+    assert "Bonds/k b1" in str([str(item) for item in chosen.left_out if "min_count" in item.reason])
+    chosen = choose(systems, {"path": "Bonds/k", "prior": "10%", "min_molecules": 2})
+    assert [label.id for label in chosen.selection.labels] == ["b84"]
+
+
+def test_constrained_bonds_do_not_count(systems):
+    rigid = offjax.System.from_smirnoff(
+        "openff-2.2.1.offxml", molecule("ethane"), charge_from_molecules=[molecule("ethane")]
+    )
+    chosen = choose([rigid], {"path": "Bonds/k", "prior": "10%"})
+    assert [label.id for label in chosen.selection.labels] == ["b1"]
+
+
+def test_numbers_are_in_file_units(systems):
+    block = {"path": "Bonds/length", "patterns": ["b1"], "prior": 0.02, "lower": 1.4, "upper": 1.6}
+    chosen = choose(systems, block)
+    np.testing.assert_allclose(chosen.widths, 0.002)
+    np.testing.assert_allclose(chosen.scales, chosen.widths)
+    np.testing.assert_allclose([chosen.lower[0], chosen.upper[0]], [0.14, 0.16])
+    relative = choose(systems, {"path": "Bonds/length", "patterns": ["b1"], "prior": "10%"})
+    np.testing.assert_allclose(relative.widths, 0.1 * relative.selection.to_vector())
+
+
+def test_physical_bounds_hold_without_asking(systems):
+    chosen = choose(systems, {"path": "Angles/angle", "prior": 3.0}, {"path": "ProperTorsions/k", "prior": 1.0})
+    for label, low, high in zip(chosen.selection.labels, chosen.lower, chosen.upper, strict=True):
+        assert (low, high) == ((0.0, math.pi) if label.section == "Angles" else (-math.inf, math.inf))
+
+
+def test_the_last_block_counts(systems):
+    chosen = choose(
+        systems, {"path": "Bonds/k", "prior": "10%"}, {"path": "Bonds/k", "patterns": ["b84"], "prior": 7.0}
+    )
+    [index] = [i for i, label in enumerate(chosen.selection.labels) if label.id == "b84"]
+    np.testing.assert_allclose(chosen.widths[index], 7.0 * 418.4)
+
+
+ZERO = """<SMIRNOFF version="0.3" aromaticity_model="OEAroModel_MDL">
+  <vdW version="0.4" cutoff="9.0 * angstrom" switch_width="1.0 * angstrom" scale14="0.5">
+    <Atom smirks="[*:1]" id="n1" epsilon="0.1 * kilocalorie_per_mole" sigma="3.0 * angstrom"/>
+    <Atom smirks="[#1:1]" id="n2" epsilon="0.0 * kilocalorie_per_mole" sigma="1.0 * angstrom"/>
+  </vdW>
+</SMIRNOFF>"""
+
+
+def test_an_entry_with_one_sided_derivative_is_free_only_on_request():
+    system = offjax.System.from_smirnoff(ZERO, molecule("ethane"))
+    everything = choose([system], {"path": "vdW/epsilon", "prior": 0.1})
+    assert [label.id for label in everything.selection.labels] == ["n1"]
+    assert "one-sided" in everything.left_out[0].reason
+    with pytest.raises(InputError, match=r"parameters\[1\].patterns: vdW/epsilon n2.*allow_singular = true"):
+        choose([system], {"path": "vdW/epsilon", "patterns": ["n2"], "prior": 0.1})
+    asked = choose([system], {"path": "vdW/epsilon", "patterns": ["n2"], "prior": 0.1, "allow_singular": True})
+    assert len(asked) == 1 and asked.lower[0] == 0.0
+
+
+BROKEN = {
+    "no such section": ({"path": "Bond/k", "prior": 1.0}, "parameters[1].path: no section 'Bond'"),
+    "no such attribute": ({"path": "Bonds/kk", "prior": 1.0}, "parameters[1].path: section Bonds has no attribute"),
+    "no such id": ({"path": "Bonds/k", "patterns": ["zz9"], "prior": 1.0}, "parameters[1].patterns: 'zz9' is neither"),
+    "nothing covered": (
+        {"path": "Bonds/k", "patterns": ["b71"], "prior": 1.0},
+        "none can be fitted; the first: Bonds/k b71",
+    ),
+    "start outside bounds": (
+        {"path": "Bonds/length", "patterns": ["b1"], "prior": 1.0, "upper": 1.0},
+        "outside its bounds [0, 1]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_block_that_cannot_be_used_is_named(case, systems):
+    block, message = BROKEN[case]
+    with pytest.raises(InputError, match=re.escape(message)):
+        choose(systems, block)
