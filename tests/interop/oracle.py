@@ -112,7 +112,7 @@ def _weighted(energy, p, x, weights):
 
 
 def offjax_terms(system, positions, p=None):
-    """offjax's answer in the same form, from the slots of ``p``; one compilation a rounded size, for all force fields."""
+    """offjax's answer in the same form, from the slots of ``p``; one compilation a rounded size."""
     n = system.n_particles
     larger = padded(system, system.slots(p))
     far = 100.0 + np.arange(larger.n_particles - n)[:, None] * np.array([1.0, 0.3, 0.1])

@@ -1,4 +1,4 @@
-"""Changed values are written in the file's unit, unchanged ones are not touched, and a reload gives the same numbers."""
+"""Changed values are written in the file's unit, others stay untouched, and a reload gives the same numbers."""
 
 import os
 import re
@@ -29,8 +29,9 @@ EVERYTHING = """<?xml version="1.0" encoding="utf-8"?>
     <Angle smirks="[*:1]~[*:2]~[*:3]" id="a1" angle="110 * degree" k="400.0 * kilojoules_per_mole/radian**2"/>
   </Angles>
   <ProperTorsions version="0.4" fractional_bondorder_method="AM1-Wiberg">
-    <Proper smirks="[*:1]~[*:2]~[*:3]~[*:4]" id="t1" periodicity1="3" phase1="0 * degree" k1="0.1 * kilocalories_per_mole"
-            idivf1="1" periodicity2="2" phase2="3.1 * radian" k2="0.2 * kilojoules_per_mole" idivf2="2.5"/>
+    <Proper smirks="[*:1]~[*:2]~[*:3]~[*:4]" id="t1" periodicity1="3" phase1="0 * degree"
+            k1="0.1 * kilocalories_per_mole" idivf1="1"
+            periodicity2="2" phase2="3.1 * radian" k2="0.2 * kilojoules_per_mole" idivf2="2.5"/>
     <Proper smirks="[#1:1]~[#6:2]~[#6:3]~[#1:4]" id="t2" periodicity1="2" phase1="180 * degree" idivf1="1"
             k1_bondorder1="1.0 * kilocalories_per_mole" k1_bondorder2="2.0 * kilocalories_per_mole"/>
   </ProperTorsions>
@@ -41,7 +42,8 @@ EVERYTHING = """<?xml version="1.0" encoding="utf-8"?>
   <Electrostatics version="0.4"/>
   <LibraryCharges version="0.3">
     <LibraryCharge smirks="[#6:1]" id="q1" charge1="-0.2 * elementary_charge"/>
-    <LibraryCharge smirks="[#6X4:1]-[#1:2]" id="q2" charge1="-0.3 * elementary_charge" charge2="0.1 * elementary_charge"/>
+    <LibraryCharge smirks="[#6X4:1]-[#1:2]" id="q2" charge1="-0.3 * elementary_charge"
+                   charge2="0.1 * elementary_charge"/>
   </LibraryCharges>
 </SMIRNOFF>"""
 

@@ -1,0 +1,119 @@
+"""What cannot be parameterized is named: section, version, option, file, element, atoms."""
+
+import numpy as np
+import pytest
+from openff.toolkit import ForceField, Molecule
+from openff.toolkit.utils import get_data_file_path
+from openff.units import Quantity
+
+import offjax
+from tests.parameterize.small import force_field, smiles
+
+
+def parameterize(chosen, molecule="O", **options):
+    return offjax.System.from_smirnoff(chosen, smiles(molecule), **options)
+
+
+@pytest.mark.parametrize(
+    ("files", "section"),
+    [
+        ("tip4p_fb.offxml", "VirtualSites"),
+        (get_data_file_path("test_forcefields/GBSA_OBC2-1.0.offxml"), "GBSA"),
+    ],
+)
+def test_unsupported_sections_raise_by_name(files, section):
+    with pytest.raises(offjax.UnsupportedError, match=f"<{section}>.*deregister_parameter_handler"):
+        parameterize(["openff-2.2.1.offxml", files], charge_from_molecules=[zero("O")])
+
+
+def zero(text):
+    molecule = smiles(text)
+    molecule.partial_charges = Quantity(np.zeros(molecule.n_atoms), "elementary_charge")
+    return molecule
+
+
+def test_unsupported_options_raise_by_name():
+    chosen = ForceField("openff-2.2.1.offxml")
+    chosen.get_parameter_handler("Angles")._potential = "cosine"
+    with pytest.raises(offjax.UnsupportedError, match='<Angles potential="cosine">'):
+        parameterize(chosen)
+
+
+def test_a_missing_file_is_named_with_similar_names():
+    with pytest.raises(offjax.InputError, match=r"openff-2\.2\.l\.offxml.*did you mean.*openff-2\.2\.1\.offxml"):
+        parameterize("openff-2.2.l.offxml")
+
+
+def test_a_file_that_is_not_xml_is_named(tmp_path):
+    path = tmp_path / "broken.offxml"
+    path.write_text("<SMIRNOFF><Bonds>")
+    with pytest.raises(offjax.InputError, match=r"broken\.offxml"):
+        parameterize(path)
+
+
+def test_no_file_at_all_is_refused():
+    with pytest.raises(offjax.InputError, match="no force field"):
+        parameterize([])
+
+
+def test_an_idivf_that_is_not_a_number_is_refused(tmp_path):
+    text = ForceField("openff-2.2.1.offxml").to_string().replace('idivf1="1.0"', 'idivf1="many"', 1)
+    (tmp_path / "x.offxml").write_text(text)
+    with pytest.raises(offjax.InputError, match="many"):
+        parameterize(tmp_path / "x.offxml")
+
+
+@pytest.mark.parametrize("text", ["[Fe+2]", "C[Si](C)(C)C", "[He]"])
+def test_an_element_without_parameters_is_named(text):
+    with pytest.raises(offjax.UnassignedParameterError, match=r"<(vdW|Bonds)>.*(Fe|Si|He)0?"):
+        parameterize("openff-2.2.1.offxml", text, charge_from_molecules=[zero(text)])
+
+
+@pytest.mark.parametrize(
+    ("section", "text"),
+    [
+        ("Bonds", '<Bonds version="0.4"><Bond smirks="[#6:1]-[#6:2]" k="1 * kilocalories_per_mole/angstrom**2" '
+                  'length="1 * angstrom"/></Bonds>'),
+        ("Angles", '<Angles version="0.3"><Angle smirks="[#6:1]-[#6:2]-[#6:3]" k="1 * kilocalories_per_mole/radian**2" '
+                   'angle="1 * degree"/></Angles>'),
+        ("ProperTorsions", '<ProperTorsions version="0.4"><Proper smirks="[#6:1]-[#6:2]-[#6:3]-[#6:4]" '
+                           'k1="1 * kilocalories_per_mole" phase1="0 * degree" periodicity1="1"/></ProperTorsions>'),
+    ],
+)  # fmt: skip
+def test_a_term_without_parameter_names_its_atoms(section, text):
+    with pytest.raises(offjax.UnassignedParameterError, match=rf"CCO.*<{section}>.*atom indices \["):
+        parameterize(force_field(text), "CCO")
+
+
+def test_what_is_not_a_molecule_is_refused():
+    for wrong, message in (("CCO", "str"), ([], "no molecules"), (["CCO"], "str"), (7, "int")):
+        with pytest.raises(offjax.InputError, match=message):
+            offjax.System.from_smirnoff("openff-2.2.1.offxml", wrong)
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [([1.0, 1.0], "shape"), ([3.0, -3.0, 3.0], "positive"), ([[3, 1, 0], [0, 3, 0], [0, 0, 3]], "reduced form")],
+)
+def test_a_wrong_box_is_refused(box, message):
+    with pytest.raises(offjax.InputError, match=message):
+        parameterize("tip3p.offxml", box=box)
+
+
+def test_several_files_are_merged_and_later_ones_win():
+    made = parameterize(["openff-2.2.1.offxml", "opc3.offxml"])
+    alone = parameterize("opc3.offxml")
+    for attribute in ("sigma", "epsilon"):
+        np.testing.assert_array_equal(made.slots()["vdW"][attribute], alone.slots()["vdW"][attribute])
+    np.testing.assert_array_equal(made.slots()["Electrostatics"]["charge"], alone.slots()["Electrostatics"]["charge"])
+    np.testing.assert_array_equal(made.slots()["Constraints"]["distance"], alone.slots()["Constraints"]["distance"])
+
+
+def test_topology_box_and_molecules_are_taken_over():
+    from openff.toolkit import Topology
+
+    topology = Topology.from_molecules([Molecule.from_smiles("O")] * 3)
+    topology.box_vectors = Quantity(np.diag([30.0, 31.0, 32.0]), "angstrom")
+    made = offjax.System.from_smirnoff("tip3p.offxml", topology)
+    np.testing.assert_allclose(made.box, np.diag([3.0, 3.1, 3.2]))
+    assert made.topology.n_molecules == 3 and len(made.topology.molecules) == 1
