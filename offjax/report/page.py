@@ -84,12 +84,14 @@ def _finite(value: Any) -> Any:
 def significant(value: float | None, digits: int = 5) -> str:
     """``digits`` significant digits, without an exponent where that is readable; a dash for None.
 
-    >>> significant(529.24296832)
-    '529.24'
+    >>> significant(529.24296832), significant(13.0, 3), significant(0.0)
+    ('529.24', '13.0', '0')
     >>> significant(None)
     '–'
     """
     if value is None or not math.isfinite(value):
         return "–"
-    text = f"{value:.{digits}g}"
+    if value == 0:
+        return "0"
+    text = f"{value:#.{digits}g}".removesuffix(".")
     return f"{value:,.0f}" if "e+" in text and abs(value) < 1e9 else text

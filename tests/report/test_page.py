@@ -50,7 +50,7 @@ def test_the_numbers_on_the_page_are_those_of_the_result(page, result):
         match = table[(table.id == row["id"]) & (table.attribute == row["attribute"])]
         assert row["fitted"] == match.fitted.item() and row["shift"] == match.shift_in_widths.item()
         assert f'data-value="{row["fitted"]}"' in text
-    assert "46 % lower" in text and "82" in text
+    assert "46 % lower" in text and "82.00" in text
     assert "no training molecule uses it" in text
 
 

@@ -1,0 +1,92 @@
+"""``offjax fit`` from a configuration to its files, and what it does when it is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from openff.toolkit import ForceField
+
+DATA = Path(__file__).parents[2] / "data" / "qm" / "small-molecules.h5"
+CONFIG = """
+force_field = "openff_unconstrained-2.2.1.offxml"
+
+[[data]]
+path = "{data}"
+include = ["ethene", "methanethiol"]
+
+[charges]
+method = "gasteiger"
+
+[[parameters]]
+path = "Bonds/length"
+prior = 0.02
+
+[optimizer]
+max_iterations = {iterations}
+objective_tolerance = {tolerance}
+gradient_tolerance = {tolerance}
+
+[output]
+directory = "out"
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "fit.toml"
+
+    def write(iterations: int, tolerance: float = 1e-6) -> Path:
+        path.write_text(CONFIG.format(data=DATA, iterations=iterations, tolerance=tolerance))
+        return path
+
+    return write
+
+
+def test_fit_writes_its_files_resumes_and_reports(run, config, tmp_path):
+    result = run("fit", config(1))
+    assert result.code == 0, result.err
+    assert "RMSE against QM" in result.out and "stopped: max_iterations = 1" in result.out
+    out = tmp_path / "out"
+    assert {"fitted.offxml", "parameters.csv", "report.html", "log.jsonl", "checkpoint.npz"} <= set(os.listdir(out))
+    assert ForceField(str(out / "fitted.offxml"))["Bonds"].parameters
+
+    page = out / "report.html"
+    page.unlink()
+    assert run("report", out).code == 0
+    assert page.stat().st_size > 1e6
+
+    resumed = run("fit", config(2), "--resume")
+    assert resumed.code == 0, resumed.err
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [e["iteration"] for e in entries if e["event"] == "iteration"] == [0, 1, 2]
+
+    (out / "checkpoint.npz").write_bytes((out / "checkpoint.npz").read_bytes()[:100])
+    broken = run("fit", config(3), "--resume")
+    assert broken.code == 2 and "checkpoint.npz" in broken.err
+    assert [line.startswith("error: ") for line in broken.err.splitlines()][-1]
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_after_the_iteration_with_130_and_leaves_a_result(config, tmp_path):
+    command = [sys.executable, "-c", "import sys; from offjax.cli import main; sys.exit(main())"]
+    process = subprocess.Popen(
+        [*command, "fit", config(100000, 0.0)], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if line.startswith("iteration 1/"):
+            break
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    if "no longer falls" in out:
+        pytest.skip("the fit ended before the signal")
+    assert process.returncode == 130, err
+    assert "Traceback" not in err and "continue with --resume" in out
+    assert (tmp_path / "out" / "report.html").is_file()
