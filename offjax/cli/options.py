@@ -55,7 +55,10 @@ SmilesOption = Annotated[
     ),
 ]
 ConformersOption = Annotated[
-    int, typer.Option("--conformers", "-n", min=1, help="How many conformers to generate for a SMILES.")
+    int,
+    typer.Option(
+        "--conformers", "-n", min=1, help="How many conformers to generate for a SMILES; similar ones are dropped."
+    ),
 ]
 StereoOption = Annotated[bool, typer.Option("--undefined-stereo", help="Accept stereocentres without stereochemistry.")]
 FlexibleOption = Annotated[

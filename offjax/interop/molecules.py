@@ -122,6 +122,7 @@ def read(
 
 def _from_smiles(smiles: str, source: str, name: str, n_conformers: int, allow_undefined_stereo: bool) -> Structure:
     from openff.toolkit import Molecule
+    from openff.units import Quantity
     from rdkit import Chem
 
     where = source if source != smiles else repr(smiles)
@@ -135,7 +136,7 @@ def _from_smiles(smiles: str, source: str, name: str, n_conformers: int, allow_u
             molecule = Molecule.from_smiles(smiles, allow_undefined_stereo=allow_undefined_stereo)
         molecule.name = name
         try:
-            molecule.generate_conformers(n_conformers=n_conformers)
+            molecule.generate_conformers(n_conformers=n_conformers, rms_cutoff=Quantity(0.1, "angstrom"))
         except Exception as error:
             raise InputError(
                 f"{where}: RDKit generated no conformer ({_first_line(error)}): give an SDF file"
