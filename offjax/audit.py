@@ -97,7 +97,8 @@ class Audit:
 
     @property
     def failures(self) -> list[Comparison | Derivative]:
-        return [item for item in (*self.comparisons, *self.derivatives) if not item.passed]
+        everything: list[Comparison | Derivative] = [*self.comparisons, *self.derivatives]
+        return [item for item in everything if not item.passed]
 
     @property
     def passed(self) -> bool:
