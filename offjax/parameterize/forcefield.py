@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,8 @@ def load(force_field) -> ForceField:
     ------
     InputError
         A file that does not exist or cannot be read; the message names it and lists similar installed names.
+    UnsupportedError
+        A section that the toolkit itself does not know.
     """
     from openff.toolkit import ForceField
 
@@ -81,6 +84,12 @@ def load(force_field) -> ForceField:
         return ForceField(*names, allow_cosmetic_attributes=True)
     except OSError as error:
         raise InputError(_not_found(names)) from error
+    except KeyError as error:
+        if found := re.search(r"parameter handler class for tag '(\w+)'", str(error)):
+            raise UnsupportedError(
+                f"force field {', '.join(names)}: section <{found[1]}> is not supported; supported are {', '.join(SECTIONS)}"
+            ) from error
+        raise InputError(f"force field {', '.join(names)}: KeyError: {error}") from error
     except Exception as error:
         raise InputError(f"force field {', '.join(names)}: {type(error).__name__}: {error}") from error
 

@@ -26,6 +26,12 @@ def test_unsupported_sections_raise_by_name(files, section):
         parameterize(["openff-2.2.1.offxml", files], charge_from_molecules=[zero("O")])
 
 
+def test_a_section_that_the_toolkit_does_not_know_raises_by_name():
+    head = '<SMIRNOFF version="0.3" aromaticity_model="OEAroModel_MDL"><AmberImproperTorsions version="0.3"/>'
+    with pytest.raises(offjax.UnsupportedError, match="<AmberImproperTorsions> is not supported"):
+        parameterize(head + "</SMIRNOFF>")
+
+
 def zero(text):
     molecule = smiles(text)
     molecule.partial_charges = Quantity(np.zeros(molecule.n_atoms), "elementary_charge")

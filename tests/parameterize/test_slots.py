@@ -64,8 +64,9 @@ def test_k_is_divided_by_idivf(molecule, idivf, attributes, expected):
 
 def test_every_term_of_a_torsion_has_its_own_idivf_and_phase():
     row = (
-        '<Proper smirks="[*:1]~[*:2]~[*:3]~[*:4]" periodicity1="1" phase1="180 * degree" k1="1 * kilocalories_per_mole" '
-        'idivf1="2" periodicity2="4" phase2="0.5 * radian" k2="-3 * kilocalories_per_mole" idivf2="0.5"/>'
+        '<Proper smirks="[*:1]~[*:2]~[*:3]~[*:4]" periodicity1="1" phase1="180 * degree" '
+        'k1="1 * kilocalories_per_mole" idivf1="2" periodicity2="4" phase2="0.5 * radian" '
+        'k2="-3 * kilocalories_per_mole" idivf2="0.5"/>'
     )
     made = offjax.System.from_smirnoff(force_field(propers(row), valence=True), smiles("[H:3][C:1]#[C:2][H:4]"))
     np.testing.assert_allclose(k_of(made), [0.5, -6.0])
