@@ -85,7 +85,8 @@ class Topology:
     def formula(self) -> str:
         """For a repr: how many of which molecule."""
         counts = np.bincount(self.copies, minlength=len(self.molecules))
-        parts = [f"{n} x {m.name or m.smiles}" for n, m in zip(counts, self.molecules, strict=True)]
+        names = [m.name or (m.smiles if len(m.smiles) <= 40 else m.smiles[:37] + "...") for m in self.molecules]
+        parts = [f"{n} x {name}" for n, name in zip(counts, names, strict=True)]
         return ", ".join(parts[:6]) + (f", ... {len(parts) - 6} more" if len(parts) > 6 else "")
 
 
