@@ -123,14 +123,18 @@ def data_file(records, tmp_path_factory):
     return path
 
 
+def config_text(data, method="levenberg-marquardt", iterations=30, prior="inf", output="out"):
+    """A configuration that fits Bonds/k and Angles/k."""
+    return CONFIG.format(data=data, method=method, iterations=iterations, prior=prior, output=output)
+
+
 @pytest.fixture
 def make_config(data_file, tmp_path):
     """``make_config(method=..., iterations=..., prior=..., extra=...)`` -> path of a TOML file."""
 
-    def make(method="levenberg-marquardt", iterations=30, prior="inf", output="out", extra="", name="fit.toml"):
-        text = CONFIG.format(data=data_file, method=method, iterations=iterations, prior=prior, output=output)
+    def make(*args, extra="", name="fit.toml", **options):
         path = tmp_path / name
-        path.write_text(text + extra)
+        path.write_text(config_text(data_file, *args, **options) + extra)
         return path
 
     return make

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from offjax.fit import FitConfig, driver, metrics
+from offjax.fit import objective as objective_module
 
 from .conftest import true_parameters
 
@@ -48,7 +49,7 @@ def test_the_equation(prepared, reference, temperature):
     _, data, objective = prepared(reference, temperature, "[split]\nfolds = 2\nholdout_fold = 1")
     assert 0 < data.train.sum() < 3
     x = np.random.default_rng(3).normal(scale=0.5, size=len(data.free))
-    p = objective.parameters(jnp.asarray(x))
+    p = objective.data.at(jnp.asarray(x))
     total = 0.0
     for record, system, train in zip(data.records, data.systems, data.train, strict=True):
         if not train:
@@ -84,7 +85,7 @@ def test_derivatives(prepared):
     np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-6 * scale)
     value, by_jacobian, hessian = objective.gauss_newton(x)
     np.testing.assert_allclose(by_jacobian, gradient, rtol=1e-9, atol=1e-9 * scale)
-    residuals = jax.jit(objective.residuals)
+    residuals = jax.jit(objective_module.residuals)
 
     def column(direction, h):
         return (residuals(x + h * direction, objective.data) - residuals(x - h * direction, objective.data)) / (2 * h)
@@ -114,9 +115,9 @@ def test_minibatches_average_to_the_whole(make_config):
     both = [objective.value_and_gradient(x, part) for part in parts]
     np.testing.assert_allclose(np.mean([v for v, _ in both]), value, rtol=1e-12)
     np.testing.assert_allclose(np.mean([g for _, g in both], axis=0), gradient, rtol=1e-10)
-    again = [np.asarray(p.energy_factor) for p in objective.minibatches(0)]
+    again = [np.asarray(p.targets.energy_factor) for p in objective.minibatches(0)]
     for a, b in zip(again, parts, strict=True):
-        np.testing.assert_array_equal(a, b.energy_factor)
+        np.testing.assert_array_equal(a, b.targets.energy_factor)
 
 
 def test_rmse_counts_molecules_equally():
