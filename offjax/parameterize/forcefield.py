@@ -87,7 +87,8 @@ def load(force_field) -> ForceField:
     except KeyError as error:
         if found := re.search(r"parameter handler class for tag '(\w+)'", str(error)):
             raise UnsupportedError(
-                f"force field {', '.join(names)}: section <{found[1]}> is not supported; supported are {', '.join(SECTIONS)}"
+                f"force field {', '.join(names)}: section <{found[1]}> is not supported; supported are "
+                f"{', '.join(SECTIONS)}"
             ) from error
         raise InputError(f"force field {', '.join(names)}: KeyError: {error}") from error
     except Exception as error:

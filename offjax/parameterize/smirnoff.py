@@ -33,6 +33,8 @@ def parameterize(
     allow_nonintegral_charges: bool = False,
 ) -> System:
     """The work behind :meth:`offjax.System.from_smirnoff`."""
+    _check_list("charge_from_molecules", charge_from_molecules)
+    _check_list("partial_bond_orders_from_molecules", partial_bond_orders_from_molecules)
     loaded = forcefield.load(force_field)
     forcefield.check(loaded)
     molecules, box = _molecules(topology, box)
@@ -71,6 +73,16 @@ def _molecules(topology, box) -> tuple[list[openff.toolkit.Molecule], np.ndarray
         if not isinstance(molecule, Molecule):
             raise InputError(f"expected openff.toolkit.Molecule objects, got {type(molecule).__name__}")
     return molecules, reduced_box(box)
+
+
+def _check_list(option: str, molecules) -> None:
+    from openff.toolkit import Molecule
+
+    if molecules is None or (
+        isinstance(molecules, Sequence) and all(isinstance(molecule, Molecule) for molecule in molecules)
+    ):
+        return
+    raise InputError(f"{option} must be a list of openff.toolkit Molecules, got {type(molecules).__name__}")
 
 
 def _chemistry(molecule: openff.toolkit.Molecule) -> tuple:

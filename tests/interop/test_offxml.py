@@ -5,6 +5,8 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openff.toolkit import ForceField
 
 import offjax
@@ -140,6 +142,14 @@ def test_values_come_out_in_few_digits():
     assert decimal(0.15 * 0.1, 0.1) == 0.15
     assert decimal(-0.3 * 4.184, 4.184) == -0.3
     assert decimal(0.0, 4.184) == 0.0
+
+
+@given(
+    value=st.floats(1e-12, 1e12) | st.floats(-1e12, -1e-12),
+    factor=st.sampled_from([0.1, 4.184, 418.4, np.pi / 180.0, 1.0, 0.0529177210903]),
+)
+def test_values_come_back_to_the_last_bit_or_its_neighbour(value, factor):
+    assert abs(decimal(value, factor) * factor - value) <= np.spacing(abs(value))
 
 
 def test_a_missing_directory_is_named(paracetamol, tmp_path):

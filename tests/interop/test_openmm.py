@@ -189,6 +189,14 @@ def test_two_atom_orders_have_the_same_energy():
     assert energies[0] == pytest.approx(energies[1], abs=1e-9)
 
 
+def test_without_constraints_it_is_the_unconstrained_force_field():
+    x = shaken(molecule("CC(=O)Nc1ccc(O)cc1"))
+    made = system("CC(=O)Nc1ccc(O)cc1").without_constraints().to_openmm()
+    other = system("CC(=O)Nc1ccc(O)cc1", file="openff_unconstrained-2.2.1.offxml").to_openmm()
+    assert made.getNumConstraints() == 0
+    assert total(made, x)[0] == pytest.approx(total(other, x)[0], abs=1e-9)
+
+
 # --- nonbonded treatment ----------------------------------------------------------------------------------------------
 
 METHODS = [

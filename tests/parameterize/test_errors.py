@@ -97,6 +97,13 @@ def test_what_is_not_a_molecule_is_refused():
             offjax.System.from_smirnoff("openff-2.2.1.offxml", wrong)
 
 
+@pytest.mark.parametrize("option", ["charge_from_molecules", "partial_bond_orders_from_molecules"])
+def test_options_that_take_a_list_say_so(option):
+    for wrong in (zero("O"), "O", ["O"]):
+        with pytest.raises(offjax.InputError, match=f"{option} must be a list"):
+            parameterize("tip3p.offxml", **{option: wrong})
+
+
 @pytest.mark.parametrize(
     ("box", "message"),
     [([1.0, 1.0], "shape"), ([3.0, -3.0, 3.0], "positive"), ([[3, 1, 0], [0, 3, 0], [0, 0, 3]], "reduced form")],
