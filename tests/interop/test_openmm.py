@@ -10,6 +10,7 @@ from openmm import unit
 import offjax
 from offjax.interop.openmm import FORCE_GROUPS, force_groups
 from tests.interop import oracle
+from tests.parameterize import small
 from tests.parameterize.molecules import molecule, shaken
 
 KJ = unit.kilojoule_per_mole
@@ -228,6 +229,25 @@ def test_method_follows_the_force_field(vdw, electrostatics, periodic, expected)
     x = shaken(molecule("O"))
     u = total(made.to_openmm(), x)[0]
     assert u == pytest.approx(total(made.to_openmm(split_terms=True), x)[0], rel=1e-6, abs=1e-5)
+
+
+@pytest.mark.parametrize("box", [None, BOX])
+def test_force_fields_without_some_sections_are_exported(box):
+    argon = offjax.System.from_smirnoff(small.force_field(), [small.smiles("[Ar]")] * 2, box=box)
+    nonbonded = force(argon.to_openmm(), openmm.NonbondedForce)
+    expected = openmm.NonbondedForce.NoCutoff if box is None else openmm.NonbondedForce.CutoffPeriodic
+    assert nonbonded.getNonbondedMethod() == expected
+    x = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.4]])
+    one, split = total(argon.to_openmm(), x)[0], total(argon.to_openmm(split_terms=True), x)[0]
+    assert one == pytest.approx(split, abs=1e-12) and one < -0.1
+    bonds = offjax.System.from_smirnoff(
+        '<SMIRNOFF version="0.3" aromaticity_model="OEAroModel_MDL"><Bonds version="0.4"><Bond smirks="[*:1]~[*:2]" '
+        'k="100 * kilojoules_per_mole/nanometer**2" length="1 * angstrom"/></Bonds></SMIRNOFF>',
+        small.smiles("[H][H]"),
+        box=box,
+    )
+    assert [f.getName() for f in bonds.to_openmm().getForces()] == ["Bonds"]
+    assert total(bonds.to_openmm(), 0.5 * x)[0] == pytest.approx(50 * 0.1**2)
 
 
 @pytest.mark.parametrize(
