@@ -32,8 +32,8 @@ test-all: $(VENV)/installed-test  ## the slow tests too
 test-physics: $(VENV)/installed-test  ## ensembles and liquids
 	$(PYTEST) -m physical_validation tests
 
-doctest: $(VENV)/installed-test  ## the examples in docstrings
-	$(PYTEST) --doctest-modules offjax
+doctest: $(VENV)/installed-test  ## the examples in docstrings, in README.md and in the documentation
+	$(PYTEST) --doctest-modules offjax docs
 
 lint: $(VENV)/installed-dev  ## ruff, the type checker and the layers
 	$(BIN)/ruff check .
@@ -54,7 +54,7 @@ bench: $(VENV)/installed-test  ## the benchmarks, each beside a peer
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 clean:  ## remove what the other targets made, .venv included
-	rm -rf $(VENV) site demo-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) site demo-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "offjax needs Python 3.11, 3.12 or 3.13 with venv; none was found." \

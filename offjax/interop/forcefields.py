@@ -21,5 +21,7 @@ def directories() -> list[str]:
     candidates = (_PACKAGE / "data" / "forcefields", _PACKAGE.parent / "data" / "forcefields")
     found = next((path for path in candidates if path.is_dir()), None)
     if found is None:
-        raise FileNotFoundError(f"offjax's force fields are in none of {[str(p) for p in candidates]}: reinstall offjax")
+        raise FileNotFoundError(
+            f"offjax's force fields are in none of {[str(p) for p in candidates]}: reinstall offjax"
+        )
     return [str(found)]
