@@ -2,6 +2,7 @@
 
 import tarfile
 
+import jax
 import numpy as np
 import pytest
 
@@ -33,6 +34,18 @@ def test_terms_equal_interchange(name, file):
 
 def test_every_force_field_is_tried_on_several_molecules():
     assert {file for _, file in CASES} == set(FORCE_FIELDS)
+
+
+def test_the_energy_object_itself_equals_interchange():
+    """Without the padding of the oracle: parameters in, energy and forces out, with constraints."""
+    made = molecule(MOLECULES["sulfonamide"])
+    x = shaken(made)
+    chosen = force_field("openff-2.2.1.offxml")
+    _, theirs = oracle.reference(chosen, made.to_topology(), x, [made])
+    system = offjax.System.from_smirnoff(chosen, made, charge_from_molecules=[made])
+    energy, gradient = jax.jit(jax.value_and_grad(system.to_jax(), argnums=1))(system.parameters, x)
+    assert float(energy) == pytest.approx(sum(u for u, _ in theirs.values()), abs=1e-7)
+    np.testing.assert_allclose(-gradient, sum(f for _, f in theirs.values()), atol=1e-6)
 
 
 def test_nearly_linear_and_strained_geometries():
