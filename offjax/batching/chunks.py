@@ -84,7 +84,6 @@ class Chunks:
     force_row: Int[Array, " row"]
     conformer_of: Int[Array, "chunk job lane"]
     row_of: Int[Array, "chunk atom lane"]
-    n_jobs: Int[Array, " chunk"]
 
 
 def prepare(molecule: TypedMolecule) -> Prepared:
@@ -236,11 +235,15 @@ def fill(
     owner = np.full((n_chunks, shape.atoms + len(DUMMIES)), shape.jobs)
     place.put(owner, 0, [np.zeros(u.molecule.n_atoms, int) for u in used], shift=start[:, 1])
     tables = ChunkTables(
-        atoms, job_of, owner.astype(np.int32), *_force_sums(used, place, shape), _energy_sums(used, place, shape)
+        atoms,
+        job_of,
+        owner.astype(np.int32),
+        *_force_sums(used, place, shape),
+        _energy_sums(used, place, shape),
+        np.bincount(chunk, minlength=n_chunks) > 0,
     )
     ways = _ways(jobs, used, place, shape, n_conformers, n_rows)
-    n_jobs = np.bincount(chunk, minlength=n_chunks).astype(np.int32)
-    return Chunks(tables, types, scale, charge_type.astype(np.int32), charge_offset, *ways, n_jobs), start[:, 0]
+    return Chunks(tables, types, scale, charge_type.astype(np.int32), charge_offset, *ways), start[:, 0]
 
 
 class _Placement(NamedTuple):

@@ -1,9 +1,9 @@
 """Bond, angle, torsion and pair coordinates with the vectors that turn a slope dU/ds into forces.
 
 Points are tuples (x, y, z) of arrays of one shape, so that every operation below is elementwise over terms x conformers
-and nothing is transposed. A coordinate function returns the coordinate and its *rows*: vectors g with ds = sum g . db over
-the difference vectors b of the term, from which both the forces (-dU/ds g) and the change of s along a displacement of the
-atoms follow without automatic differentiation. All arithmetic is written without division and without transcendental
+and nothing is transposed. A coordinate function returns the coordinate s and a few *weights*; a rows function makes of the
+weights the *rows*: vectors g with ds = sum g . db over the difference vectors b of the term, from which both the forces
+(-dU/ds g) and the change of s along a displacement of the atoms follow without automatic differentiation. All arithmetic is written without division and without transcendental
 functions, which a CPU does not vectorise; singular geometries have rows of zero (see :mod:`offjax.geometry`).
 """
 
@@ -78,25 +78,30 @@ def scale(c, a):
 
 
 def distance(b):
-    """r = |b| and the row b/r."""
+    """r = |b|, with weight 1/r."""
     r2 = dot(b, b)
     inverse = safe_inverse_sqrt(r2)
-    return r2 * inverse, (scale(inverse, b),)
+    return r2 * inverse, (inverse,)
 
 
 def inverse_distance(b):
-    """1/r and its row -b/r^3. Infinite at r = 0, as the energies that use it are."""
+    """1/r, with weight -1/r^3. Infinite at r = 0, as the energies that use it are."""
     inverse = inverse_sqrt(dot(b, b))
-    return inverse, (scale(-(inverse * inverse * inverse), b),)
+    return inverse, (-(inverse * inverse * inverse),)
+
+
+def along(vectors, weights):
+    """Row of a function of |b|: weight b."""
+    return (scale(weights[0], vectors[0]),)
 
 
 def angle(u, v):
-    """The angle of u and v in [0, pi] and its rows for u and v.
+    """The angle of u and v in [0, pi], with weights 1/(|u|^2 |u x v|) and -1/(|v|^2 |u x v|).
 
     From sin and cos, each where it is the smaller: exact to rounding also near 0 and pi, where arccos is not.
     """
-    w = cross(u, v)
     u2, v2 = dot(u, u), dot(v, v)
+    w = cross(u, v)
     w2 = dot(w, w)
     lengths = safe_inverse_sqrt(u2 * v2)
     inverse_w = safe_inverse_sqrt(w2)
@@ -105,16 +110,21 @@ def angle(u, v):
     t = jnp.where(near_axis, sine, cosine)
     small = t * polynomial(ARCSINE, t * t)
     theta = jnp.where(near_axis, jnp.where(cosine > 0, small, math.pi - small), 0.5 * math.pi - small)
-    inverse2 = lengths * lengths
-    row_u = scale(inverse_w * inverse2 * v2, cross(u, w))
-    row_v = scale(-inverse_w * inverse2 * u2, cross(v, w))
-    return theta, (row_u, row_v)
+    factor = inverse_w * lengths * lengths
+    return theta, (factor * v2, -factor * u2)
+
+
+def angle_rows(vectors, weights):
+    """Rows for u and v: weight_u u x (u x v) and weight_v v x (u x v)."""
+    u, v = vectors
+    w = cross(u, v)
+    return scale(weights[0], cross(u, w)), scale(weights[1], cross(v, w))
 
 
 def dihedral(b1, b2, b3):
-    """(cos phi, sin phi) and the rows of phi for b1, b2, b3; phi = 0 with rows of zero where three atoms are collinear.
+    """(cos phi, sin phi) of phi = atan2(|b2| b1.(b2 x b3), (b1 x b2).(b2 x b3)), with four weights for the rows.
 
-    A. Blondel and M. Karplus, J. Comput. Chem. 17, 1132 (1996): no singularity at phi = 0 or pi.
+    phi = 0, and rows are zero, where three atoms are collinear.
     """
     m, n = cross(b1, b2), cross(b2, b3)
     m2, n2, g2 = dot(m, m), dot(n, n), dot(b2, b2)
@@ -122,15 +132,23 @@ def dihedral(b1, b2, b3):
     defined = product > 0
     inverse = inverse_sqrt(jnp.where(defined, product, 1.0))
     inverse_g = inverse_sqrt(jnp.where(defined, g2, 1.0))
-    g = g2 * inverse_g
+    g, inverse_g2 = g2 * inverse_g, inverse_g * inverse_g
     cosine = jnp.where(defined, dot(m, n) * inverse, 1.0)
     sine = jnp.where(defined, g * dot(b1, n) * inverse, 0.0)
     factor = jnp.where(defined, g * inverse * inverse, 0.0)
-    row_1 = scale(factor * n2, m)
-    row_3 = scale(factor * m2, n)
-    inverse_g2 = inverse_g * inverse_g
-    row_2 = difference(scale(dot(b3, b2) * inverse_g2, row_3), scale(-dot(b1, b2) * inverse_g2, row_1))
-    return (cosine, sine), (row_1, row_2, row_3)
+    return (cosine, sine), (factor * n2, factor * m2, dot(b1, b2) * inverse_g2, dot(b3, b2) * inverse_g2)
+
+
+def dihedral_rows(vectors, weights):
+    """Rows of phi: |b2|/m^2 m, -(b1.b2/b2^2) row_1 - (b3.b2/b2^2) row_3 and |b2|/n^2 n; m = b1 x b2, n = b2 x b3.
+
+    A. Blondel and M. Karplus, J. Comput. Chem. 17, 1132 (1996): no singularity at phi = 0 or pi.
+    """
+    b1, b2, b3 = vectors
+    of_m, of_n, along_1, along_3 = weights
+    row_1, row_3 = scale(of_m, cross(b1, b2)), scale(of_n, cross(b2, b3))
+    row_2 = tuple(-(along_1 * p + along_3 * q) for p, q in zip(row_1, row_3, strict=True))
+    return row_1, row_2, row_3
 
 
 def polynomial(coefficients, x):

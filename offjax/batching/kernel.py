@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from offjax.batching import coordinates
 from offjax.batching.coordinates import difference, dot, polynomial, scale
@@ -24,27 +24,41 @@ from offjax.terms import angles, bonds, electrostatics, vdw
 
 
 class Kind(NamedTuple):
-    """A kind of term: difference vectors from atom i to atom j, their coordinate with rows, and its potential.
+    """A kind of term: difference vectors from atom i to atom j, their coordinate, its rows, and its potential.
 
     The coordinate is a tuple of arrays, ``unit(s)`` its change when the underlying scalar (r, theta, phi, 1/r) grows by one.
     """
 
     vectors: tuple[tuple[int, int], ...]
     coordinate: Callable
+    rows: Callable
     unit: Callable
     potential: Callable
 
 
 def _single(function):
     def coordinate(*vectors):
-        value, rows = function(*vectors)
-        return (value,), rows
+        value, weights = function(*vectors)
+        return (value,), weights
 
     return coordinate
 
 
 def _one(s):
     return (jnp.ones_like(s[0]),)
+
+
+def _quarter_turn(s):
+    cosine, sine = s
+    return -sine, cosine
+
+
+def _bond(s, k, length):
+    return bonds.potential(s[0], k, length)
+
+
+def _angle(s, k, angle):
+    return angles.potential(s[0], k, angle)
 
 
 def _fourier(s, even, odd):
@@ -59,14 +73,12 @@ def _pair(s, sigma, epsilon, charge_product):
 
 
 KINDS = {
-    "bonds": Kind(
-        ((0, 1),), _single(coordinates.distance), _one, lambda s, k, length: bonds.potential(s[0], k, length)
+    "bonds": Kind(((0, 1),), _single(coordinates.distance), coordinates.along, _one, _bond),
+    "angles": Kind(((1, 0), (1, 2)), _single(coordinates.angle), coordinates.angle_rows, _one, _angle),
+    "torsions": Kind(
+        ((0, 1), (1, 2), (2, 3)), coordinates.dihedral, coordinates.dihedral_rows, _quarter_turn, _fourier
     ),
-    "angles": Kind(
-        ((1, 0), (1, 2)), _single(coordinates.angle), _one, lambda s, k, angle: angles.potential(s[0], k, angle)
-    ),
-    "torsions": Kind(((0, 1), (1, 2), (2, 3)), coordinates.dihedral, lambda s: (-s[1], s[0]), _fourier),
-    "pairs": Kind(((0, 1),), _single(coordinates.inverse_distance), _one, _pair),
+    "pairs": Kind(((0, 1),), _single(coordinates.inverse_distance), coordinates.along, _one, _pair),
 }
 
 
@@ -74,7 +86,7 @@ KINDS = {
 @dataclass(frozen=True, eq=False)
 class ChunkTables:
     """Indices of one chunk (or, with a leading axis, of all): ``atoms`` of each kind (body, n), ``job`` the molecule
-    of each term and ``job_of_atom`` of each atom, sums of forces by atom and of energies by molecule."""
+    of each term and ``job_of_atom`` of each atom, sums of forces by atom and of energies by molecule; ``occupied`` is False for a chunk without molecules."""
 
     atoms: dict[str, Int[Array, "body n"]]
     job: dict[str, Int[Array, " n"]]
@@ -83,6 +95,7 @@ class ChunkTables:
     force_sign: Float[Array, " group"]
     force_sums: Int[Array, "atom width"]
     energy_sums: tuple[Int[Array, "group width"], ...]
+    occupied: Bool[Array, ""]
 
 
 Positions = tuple[Float[Array, "atom lane"], Float[Array, "atom lane"], Float[Array, "atom lane"]]
@@ -99,18 +112,40 @@ def _columns(p):
     return jax.tree.map(lambda v: v[..., None], p)
 
 
+def _stage(tables: ChunkTables, function, *arguments):
+    """function(*arguments), or zeros in an empty chunk.
+
+    The branch is also a border for the compiler, which without it recomputes what is in ``function`` for every component
+    of every row that uses it.
+    """
+    shapes = jax.eval_shape(function, *arguments)
+
+    def empty(*_):
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    return jax.lax.cond(tables.occupied, function, empty, *arguments)
+
+
 def energies(p, tables: ChunkTables, x: Positions, forces: bool):
     """Energies (job, lane), and forces as three (atom, lane) components if asked for."""
     terms, rows = [], []
     for name, kind in KINDS.items():
-        s, directions = kind.coordinate(*_vectors(x, kind, tables.atoms[name]))
-        values = _columns(p[name])
-        if forces:
-            u, slope = jax.jvp(lambda s, kind=kind, values=values: kind.potential(s, *values), (s,), (kind.unit(s),))
-            rows.extend(scale(-slope, direction) for direction in directions)
-        else:
-            u = kind.potential(s, *values)
+
+        def term(x, atoms, values, kind=kind):
+            vectors = _vectors(x, kind, atoms)
+            s, weights = kind.coordinate(*vectors)
+            values = _columns(values)
+            if not forces:
+                return kind.potential(s, *values)
+            u, slope = jax.jvp(lambda s: kind.potential(s, *values), (s,), (kind.unit(s),))
+            return u, -slope, vectors, weights
+
+        if not forces:
+            terms.append(term(x, tables.atoms[name], p[name]))
+            continue
+        u, pull, vectors, weights = _stage(tables, term, x, tables.atoms[name], p[name])
         terms.append(u)
+        rows.extend(scale(pull, row) for row in kind.rows(vectors, weights))
     total = with_zero_row(terms)
     for level, table in enumerate(tables.energy_sums):
         total = gather_sum(total, table)
@@ -130,13 +165,18 @@ def parameter_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "jo
     """Gradient in the parameters of sum(w energies) + sum(v . forces); without v of the first sum alone."""
     result = {}
     for name, kind in KINDS.items():
-        s, directions = kind.coordinate(*_vectors(x, kind, tables.atoms[name]))
+
+        def coordinate(x, v, atoms, kind=kind):
+            vectors = _vectors(x, kind, atoms)
+            s, weights = kind.coordinate(*vectors)
+            if v is None:
+                return s, None
+            moved = zip(kind.rows(vectors, weights), _vectors(v, kind, atoms), strict=True)
+            change = -sum(dot(row, b) for row, b in moved)
+            return s, tuple(change * unit for unit in kind.unit(s))
+
+        s, change = _stage(tables, coordinate, x, v, tables.atoms[name])
         weight = w.at[tables.job[name]].get(mode="promise_in_bounds")
-        change = None
-        if v is not None:
-            along = _vectors(v, kind, tables.atoms[name])
-            change = sum(dot(direction, b) for direction, b in zip(directions, along, strict=True))
-            change = tuple(-change * unit for unit in kind.unit(s))
 
         def objective(values, kind=kind, s=s, weight=weight, change=change):
             def potential(s):
