@@ -2,10 +2,10 @@
 
     python examples/demo/evaluate.py [demo-output]
 
-fitted.offxml is read by the plain OpenFF toolkit and turned into OpenMM Systems by OpenFF Interchange; charges are AM1-BCC
-computed afresh by the toolkit. The bonds to hydrogen stay flexible, as in the fit (the section Constraints is taken out). Each
-conformer's energy, relative to the mean of its molecule, and its forces must be those that offjax found: the script exits
-with 1 where they are not.
+fitted.offxml is read by the plain OpenFF toolkit and turned into OpenMM Systems by OpenFF Interchange; charges are
+AM1-BCC computed afresh by the toolkit. The bonds to hydrogen stay flexible, as in the fit (the section Constraints is
+taken out). Each conformer's energy, relative to the mean of its molecule, and its forces must be those that offjax
+found: the script exits with 1 where they are not.
 """
 
 import argparse

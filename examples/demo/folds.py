@@ -25,9 +25,9 @@ PAGE = """# The demo on all four folds
 `examples/demo/folds.py` runs the fit of `examples/demo/fit.toml` four times. In each run one fold of molecules, fold
 number sha256(InChIKey) mod 4, is held out; everything else is the same. RMSE is the root mean square over molecules,
 conformers and components, each molecule counting equally: forces in kJ/mol/nm, energies relative to the mean of the
-molecule in kJ/mol. *Before* is `openff-2.2.1`, *after* the fit to the other three folds.
+molecule in kJ/mol, all of the held-out molecules. *Before* is `openff-2.2.1`, *after* the fit to the other three folds.
 
-| fold | held out | fitted values | held-out force RMSE before | after | change | held-out energy RMSE before | after | change |
+| fold | held out | fitted values | force RMSE before | after | change | energy RMSE before | after | change |
 |---|---|---|---|---|---|---|---|---|
 {rows}
 | mean | | | {mean} |

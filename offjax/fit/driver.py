@@ -84,6 +84,10 @@ def _run(config: FitConfig, resume: bool, progress: Silent) -> FitResult:
     stored = _stored(path, config, data.digest) if resume else None
     log = _Log(directory / "log.jsonl", data.header(config), stored)
 
+    if data.free.left_out:
+        progress.stage(
+            f"{len(data.free.left_out)} chosen parameters are left out, most for lack of data; log.jsonl lists them"
+        )
     progress.stage(f"compiling the objective: {len(data.free)} parameters, {data.n_conformers} conformers")
     x = jnp.zeros(len(data.free))
     state = optimizer.init(objective, x)

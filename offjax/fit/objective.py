@@ -3,8 +3,8 @@
     f(x) = 1/2 ( sum r^E^2 + sum r^F^2 + w_P sum_k [(theta_k - theta0_k) / width_k]^2 ),   theta = theta0 + scale * x
 
 with the residuals of :mod:`offjax.fit.targets`; theta0 are the values in the force-field file and the last sum is minus
-twice the logarithm of a Gaussian prior. There is one compiled program a kind of derivative;
-scales, priors, weights and starting values are its arguments, so that changing them compiles nothing.
+twice the logarithm of a Gaussian prior. There is one compiled program a kind of derivative; scales,
+priors, weights and starting values are its arguments, so that changing them compiles nothing.
 """
 
 from __future__ import annotations
@@ -150,11 +150,10 @@ class FitObjective:
         """
         if self.minibatch is None or self.minibatch >= len(self.training):
             return [self.data]
+        k, m = self.minibatch, len(self.training)
         order = np.random.default_rng([self.seed, epoch]).permutation(self.training)
-        pieces = np.array_split(order, -(-len(order) // self.minibatch))
-        found = []
-        for piece in pieces:
-            weights = np.zeros(len(self.data.targets.batch))
-            weights[piece] = len(pieces)
-            found.append(replace(self.data, targets=self.data.targets.reweighted(weights)))
-        return found
+        n = -(-m // k)
+        # the last part is filled with molecules of weight 0: all parts have one shape
+        filled, weights = np.resize(order, n * k), np.where(np.arange(n * k) < m, float(n), 0.0)
+        parts = zip(filled.reshape(n, k), weights.reshape(n, k), strict=True)
+        return [replace(self.data, targets=self.data.targets.select(chosen, w)) for chosen, w in parts]

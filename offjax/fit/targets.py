@@ -17,7 +17,7 @@ Targets know no optimiser; they are linear maps of the flat energies and forces 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -59,10 +59,29 @@ class Targets:
         factor = self.force_factor[self.conformers.conformer]
         return energy, factor[:, None] * (forces - self.forces)
 
-    def reweighted(self, weights: np.ndarray) -> Targets:
-        """The same Targets with each molecule's w_m multiplied by ``weights[m]``: shapes stay, nothing recompiles."""
-        factor = jnp.sqrt(jnp.asarray(weights, self.energies.dtype))[self.conformers.molecule]
-        return replace(self, energy_factor=self.energy_factor * factor, force_factor=self.force_factor * factor)
+    def select(self, molecules: Sequence[int], weights: Sequence[float]) -> Targets:
+        """A minibatch: some molecules, each w_m multiplied by its weight. Outside jit.
+
+        Minibatches of as many molecules have equal shapes, so that programs are compiled once for them.
+        """
+        batch, conformers = self.batch.select(molecules), self.conformers.select(molecules)
+
+        def moved(values, factor=None):
+            parts = self.batch.unpack(values, self.conformers)
+            chosen = [parts[m] for m in molecules]
+            if factor is not None:
+                chosen = [part * np.sqrt(w) for part, w in zip(chosen, factor, strict=True)]
+            return jnp.asarray(batch.flatten(chosen, conformers))
+
+        return Targets(
+            batch,
+            conformers,
+            reference=moved(self.reference),
+            energies=moved(self.energies),
+            energy_factor=moved(self.energy_factor, weights),
+            forces=moved(self.forces),
+            force_factor=moved(self.force_factor, weights),
+        )
 
 
 def build(batch: SystemBatch, records: Sequence[Record], weights: Sequence[float], objective: Objective) -> Targets:
