@@ -76,10 +76,10 @@ class _Pairs:
 class PotentialEnergy:
     """``energy(parameters, positions) -> scalar``, kJ/mol: a callable pytree with identity hash.
 
-    ``jax.jit``, ``grad``, ``jacfwd``, ``vmap``, ``hessian`` and ``checkpoint`` accept it directly. Passed as an argument of a
-    jitted function, Systems of equal shapes share one compiled program. Positions (n_atoms, 3) are in nm. The
-    parameters are cast to the dtype of the positions; ``jax.vjp(energy, parameters, positions)`` gives dU/dtheta for
-    every force-field parameter and minus the forces in one pass.
+    ``jax.jit``, ``grad``, ``jacfwd``, ``vmap``, ``hessian`` and ``checkpoint`` accept it directly. Passed as an
+    argument of a jitted function, Systems of equal shapes share one compiled program. Positions (n_atoms, 3) are in
+    nm. The parameters are cast to the dtype of the positions; ``jax.vjp(energy, parameters, positions)`` gives
+    dU/dtheta for every force-field parameter and minus the forces in one pass.
     """
 
     def __init__(self, table: _Table, sections: dict[str, _Section], pairs: _Pairs, static: _Static):
@@ -172,7 +172,7 @@ class PotentialEnergy:
         return slots
 
     def _host_cast(self, dtype) -> PotentialEnergy:
-        """Host arrays in the working precision, so that no compiled program ever sees another type than it was made for."""
+        """Host arrays in the working precision: no compiled program sees another type than it was made for."""
         return jax.tree.map(lambda v: _host_cast(v, dtype), self)
 
     def _instances(self, slots):
@@ -352,7 +352,9 @@ def build(
     if accumulate == "float64" and not jax.config.jax_enable_x64:
         raise PrecisionError('accumulate="float64" needs jax.config.update("jax_enable_x64", True)')
 
-    sections, layout, matrices = {}, [], []
+    sections: dict[str, _Section] = {}
+    layout: list[tuple[str, str, int, int]] = []
+    matrices = []
     for name, term in system.terms.items():
         if name == "Constraints":
             continue
@@ -404,8 +406,8 @@ def _method(system: System, method: str | None, cutoff: float | None, switch: fl
             )
         if settings.vdw_nonperiodic_method != "no-cutoff":
             raise UnsupportedError(
-                f'<vdW nonperiodic_method="{settings.vdw_nonperiodic_method}"> with uncut Coulomb electrostatics is not '
-                'supported: pass nonbonded_method="CutoffNonPeriodic", cutoff=... to cut both off'
+                f'<vdW nonperiodic_method="{settings.vdw_nonperiodic_method}"> with uncut Coulomb electrostatics is '
+                'not supported: pass nonbonded_method="CutoffNonPeriodic", cutoff=... to cut both off'
             )
         method = "NoCutoff"
     if method not in METHODS:

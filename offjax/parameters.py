@@ -29,8 +29,8 @@ class Label:
     """What one entry of a parameter array is.
 
     ``term`` is the SMIRNOFF index n of ``k<n>``, ``charge<n>`` ... (1-based as in the file; None for an attribute
-    without index), ``bond_order`` the m of ``k_bondorder<m>``, ``unit`` the unit in the file, ``factor`` the value in MD
-    units of one such unit, ``loaded`` the value loaded from the file in MD units, ``row`` the position of the
+    without index), ``bond_order`` the m of ``k_bondorder<m>``, ``unit`` the unit in the file, ``factor`` the value in
+    MD units of one such unit, ``loaded`` the value loaded from the file in MD units, ``row`` the position of the
     parameter in its section.
     """
 
@@ -111,7 +111,8 @@ class ParameterSet:
     ``p["Bonds"]["k"]`` is one array for each attribute as written in the file (``rmin_half`` and ``sigma`` rows are two
     arrays; ``k1, k2, ...`` are flattened into ``k``; ``k1_bondorder2`` into ``k_bondorder``), and
     ``p.labels["Bonds"]["k"]`` tells for each entry its id, SMIRKS, name, indices and unit in the file.
-    A ParameterSet is immutable; ``from_vector``, ``replace`` and ``select(...).insert`` make new ones and may be traced.
+    A ParameterSet is immutable; ``from_vector``, ``replace`` and ``select(...).insert`` make new ones and may be
+    traced.
     """
 
     __slots__ = ("_values", "schema")

@@ -1,4 +1,4 @@
-"""How a force field treats nonbonded interactions: the section-level attributes of ``<vdW>`` and ``<Electrostatics>``."""
+"""How a force field treats nonbonded interactions: the options of ``<vdW>`` and ``<Electrostatics>``."""
 
 from __future__ import annotations
 

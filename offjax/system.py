@@ -26,8 +26,8 @@ class Term:
     """The slots and instances of one SMIRNOFF section.
 
     A *slot* belongs to a unique molecule: ``slot_atoms`` (n_slots, body) are local atom indices, ``slot_molecule``
-    (n_slots,) the unique molecule. An *instance* is the slot's use in one copy: ``atoms`` (n_instances, body) are global
-    indices, ``slot`` (n_instances,) the slot. ``periodicity`` (n_slots,) is there for torsions only.
+    (n_slots,) the unique molecule. An *instance* is the slot's use in one copy: ``atoms`` (n_instances, body) are
+    global indices, ``slot`` (n_instances,) the slot. ``periodicity`` (n_slots,) is there for torsions only.
     """
 
     section: str
@@ -186,8 +186,8 @@ class System:
     def vjp(self, cotangents: Mapping[str, Mapping[str, Any]]) -> ParameterSet:
         """A.T @ cotangents: dU/dtheta from anybody's dU/dslots or dU/dinstances.
 
-        ``cotangents[section][attribute]`` has shape (n_slots,) or (n_instances,); sections and attributes left out count
-        as zero. Another engine that gives dU/d(its parameters) gets dU/d(force field) this way.
+        ``cotangents[section][attribute]`` has shape (n_slots,) or (n_instances,); sections and attributes left out
+        count as zero. Another engine that gives dU/d(its parameters) gets dU/d(force field) this way.
         """
         arrays: list[Any] = []
         for section, attributes in cotangents.items():
@@ -251,8 +251,8 @@ class System:
         Parameters
         ----------
         nonbonded_method
-            ``"NoCutoff"`` or ``"CutoffNonPeriodic"`` (OpenMM's names); None takes what the force field says for a System
-            without box.
+            ``"NoCutoff"`` or ``"CutoffNonPeriodic"`` (OpenMM's names); None takes what the force field says for
+            a System without box.
         cutoff, switch
             nm: cutoff distance, and the distance at which the vdW switching function begins (None: no switching, or
             the force field's when ``cutoff`` is None too).

@@ -126,7 +126,7 @@ def reduced_box(box) -> np.ndarray | None:
     )
     if upper or skewed:
         raise InputError(
-            f"box vectors {array.tolist()} are not in reduced form (a along x, b in the xy plane, |b_x| and |c_x| at most "
-            "a_x/2, |c_y| at most b_y/2): use openmm.app.internal.unitcell.reducePeriodicBoxVectors first"
+            f"box vectors {array.tolist()} are not in reduced form (a along x, b in the xy plane, |b_x| and |c_x| "
+            "at most a_x/2, |c_y| at most b_y/2): use openmm.app.internal.unitcell.reducePeriodicBoxVectors first"
         )
     return array

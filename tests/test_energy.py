@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.samples import molecule, positions, system
 
 import offjax
 from offjax import InputError, PrecisionError, UnsupportedError
 from offjax.constants import COULOMB
+from tests.samples import molecule, positions, system
 
 SMILES = "NC=O"
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.samples import system
 
 from offjax import InputError, ParameterSet
+from tests.samples import system
 
 
 @pytest.fixture(scope="module")

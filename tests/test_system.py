@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
-from tests.samples import molecule, positions, system
 
 import offjax
 from offjax import InputError
+from tests.samples import molecule, positions, system
 
 SMILES = ["CCO", "CC(=O)NC", "C#N", "c1ccccc1O", "O", "[Cl-]", "C1CC1S(=O)(=O)N"]
 

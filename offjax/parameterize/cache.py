@@ -1,7 +1,7 @@
 """A cache on disk for typing and charges: small ``.npz`` files, written to a temporary name and renamed.
 
-The directory is ``$OFFJAX_CACHE``, else ``$XDG_CACHE_HOME/offjax``, else ``~/.cache/offjax``; ``OFFJAX_CACHE=off`` disables it.
-A file that cannot be read (truncated, of another release) counts as absent and is written again.
+The directory is ``$OFFJAX_CACHE``, else ``$XDG_CACHE_HOME/offjax``, else ``~/.cache/offjax``; ``OFFJAX_CACHE=off``
+disables it. A file that cannot be read (truncated, of another release) counts as absent and is written again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def write(name: str, arrays: dict[str, np.ndarray]) -> None:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target, suffix=".tmp", delete=False) as file:
             temporary = file.name
-            np.savez(file, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
         os.replace(temporary, target / f"{name}.npz")
     except OSError:
         if temporary is not None:

@@ -239,7 +239,7 @@ _FACTORS = {
 
 
 def settings(force_field: ForceField) -> NonbondedSettings:
-    """The section-level options of <vdW> and <Electrostatics>; the specification's defaults where a section is absent."""
+    """The options of <vdW> and <Electrostatics>; the specification's defaults where a section is absent."""
     options: dict[str, Any] = {}
     registered = force_field.registered_parameter_handlers
     if "vdW" in registered:

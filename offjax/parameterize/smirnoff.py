@@ -65,7 +65,8 @@ def _molecules(topology, box) -> tuple[list[openff.toolkit.Molecule], np.ndarray
         molecules = list(topology)
     else:
         raise InputError(
-            f"topology must be an openff.toolkit Molecule, Topology or a list of Molecules, got {type(topology).__name__}"
+            "topology must be an openff.toolkit Molecule, Topology or a list of Molecules, "
+            f"got {type(topology).__name__}"
         )
     if not molecules:
         raise InputError("the topology has no molecules")
@@ -248,7 +249,7 @@ class _Assembly:
     def _interpolated(self, section, attribute, row, term, order, weight=1.0) -> list[tuple[int, float]]:
         """Piecewise linear in the bond order between the nearest two points, extrapolated beyond the ends."""
         points = sorted(
-            (label.bond_order, self.index[section, label.attribute, row, term, label.bond_order])
+            (label.bond_order or 0, self.index[section, label.attribute, row, term, label.bond_order])
             for label in self.schema.labels[section].get(attribute, ())
             if label.row == row and label.term == term
         )
@@ -325,8 +326,8 @@ class _Assembly:
         formal = float(molecule.total_charge.m)
         if abs(total - formal) > 0.01 and not allow_nonintegral:
             raise UnassignedParameterError(
-                f"{charges.describe(molecule)}: charges from {result.method} sum to {total:.4f} e, the formal charge is "
-                f"{formal:g} e; pass allow_nonintegral_charges=True if that is wanted"
+                f"{charges.describe(molecule)}: charges from {result.method} sum to {total:.4f} e, the formal charge "
+                f"is {formal:g} e; pass allow_nonintegral_charges=True if that is wanted"
             )
         slots = self.sections["Electrostatics"]
         for atom in range(molecule.n_atoms):
@@ -337,21 +338,29 @@ class _Assembly:
 
     def _constraints(self, u: int, molecule, matches) -> None:
         handler = self.force_field.get_parameter_handler("Constraints")
-        slots = self.sections.get("Bonds")
-        first = 0 if slots is None else int(np.searchsorted(slots.molecule, u))
-        bonds = {} if slots is None else {tuple(sorted(a)): first + n for n, a in enumerate(slots.atoms[first:])}
+        lengths = self._lengths(u)
         for atoms, row in _rows(matches, "Constraints"):
             if entry := self._one("Constraints", "distance", row, optional=True):
                 self._slot("Constraints", u, atoms, distance=entry)
                 continue
-            if (bond := bonds.get(tuple(sorted(atoms)))) is None:
+            if tuple(sorted(atoms)) not in lengths:
                 raise UnassignedParameterError(
-                    f"{charges.describe(molecule)}: <Constraint smirks={handler.parameters[row].smirks!r}> has no distance "
-                    f"and atoms {list(atoms)} have no bond to take it from: add a distance"
+                    f"{charges.describe(molecule)}: <Constraint smirks={handler.parameters[row].smirks!r}> has no "
+                    f"distance and atoms {list(atoms)} have no bond to take it from: add a distance"
                 )
-            length = slots.coordinates["length"]
-            entry = [(c, v) for r, c, v in zip(length.rows, length.columns, length.values, strict=True) if r == bond]
-            self._slot("Constraints", u, atoms, distance=entry)
+            self._slot("Constraints", u, atoms, distance=lengths[tuple(sorted(atoms))])
+
+    def _lengths(self, u: int) -> dict[tuple[int, ...], list[tuple[int, float]]]:
+        """The (parameter index, weight) entries of the equilibrium length of every bond of molecule u."""
+        if "Bonds" not in self.sections:
+            return {}
+        slots = self.sections["Bonds"]
+        length, first = slots.coordinates["length"], int(np.searchsorted(slots.molecule, u))
+        entries: dict[tuple[int, ...], list[tuple[int, float]]] = {}
+        for row, column, value in zip(length.rows, length.columns, length.values, strict=True):
+            if row >= first:
+                entries.setdefault(tuple(sorted(slots.atoms[row])), []).append((column, value))
+        return entries
 
     def _typed(self, molecule, smiles: str) -> dict[str, np.ndarray]:
         name = cache.key("typing", self.fingerprint, smiles, charges.versions())
@@ -386,7 +395,7 @@ def _idivf(parameter, n: int, default, auto: float) -> float:
     return float(given)
 
 
-def _bond_orders(molecule, method: str, given) -> dict[tuple[int, int], float]:
+def _bond_orders(molecule, method: str, given) -> dict[tuple[int, ...], float]:
     from openff.toolkit import Molecule
 
     for other in given or ():
@@ -396,11 +405,12 @@ def _bond_orders(molecule, method: str, given) -> dict[tuple[int, int], float]:
         if same:
             if other.to_smiles(mapped=True) == molecule.to_smiles(mapped=True):
                 mapping = {i: i for i in range(molecule.n_atoms)}
-            orders = {}
+            orders: dict[tuple[int, ...], float] = {}
             for bond in other.bonds:
                 if bond.fractional_bond_order is None:
                     raise InputError(
-                        f"partial_bond_orders_from_molecules: {charges.describe(other)} has bonds without fractional_bond_order"
+                        f"partial_bond_orders_from_molecules: {charges.describe(other)} has bonds without "
+                        "fractional_bond_order"
                     )
                 orders[tuple(sorted((mapping[bond.atom1_index], mapping[bond.atom2_index])))] = float(
                     bond.fractional_bond_order
@@ -420,7 +430,8 @@ def _bond_orders(molecule, method: str, given) -> dict[tuple[int, int], float]:
 def _record(molecule, smiles: str) -> Molecule:
     keys = ("residue_name", "residue_number", "chain_id")
     known = any(k in atom.metadata for atom in molecule.atoms for k in keys)
-    residues = tuple(tuple(str(a.metadata.get(k, "")) for k in keys) for a in molecule.atoms) if known else ()
+    name, number, chain = ([str(a.metadata.get(k, "")) for a in molecule.atoms] for k in keys)
+    residues = tuple(zip(name, number, chain, strict=True)) if known else ()
     bonds = list(molecule.bonds)
     return Molecule(
         smiles=smiles,
