@@ -283,9 +283,9 @@ def _force_sums(used, place: _Placement, shape: Shape):
     columns = [2 + names.index(name) for name, _ in _FORCE_ROWS]
     column = 2 + len(names)
     zero = sum(sizes)
-    groups = np.full((place.n_chunks, shape.force_groups, sums.WIDTH), zero)
+    groups = np.full((place.n_chunks, shape.force_groups + 1, sums.WIDTH), zero)
     place.put(groups, column, place.decode([u.forces.rows for u in used], columns, base, zero))
-    sign = np.ones((place.n_chunks, shape.force_groups))
+    sign = np.ones((place.n_chunks, shape.force_groups + 1))
     place.put(sign, column, [u.forces.sign for u in used])
     totals = np.full((place.n_chunks, shape.atoms + len(DUMMIES), shape.force_width), -1)
     local = [
@@ -302,9 +302,9 @@ def _energy_sums(used, place: _Placement, shape: Shape):
     n = len(KINDS)
     zero = sum(shape.terms)
     base = list(np.cumsum([0, *shape.terms[:-1]]))
-    first = np.full((place.n_chunks, shape.energy_groups[0], sums.WIDTH), zero)
+    first = np.full((place.n_chunks, shape.energy_groups[0] + 1, sums.WIDTH), zero)
     place.put(first, n + 3, place.decode([u.energies[0].rows for u in used], list(range(2, 2 + n)), base, zero))
-    second = np.full((place.n_chunks, shape.energy_groups[1], sums.WIDTH), shape.energy_groups[0])
+    second = np.full((place.n_chunks, shape.energy_groups[1] + 1, sums.WIDTH), shape.energy_groups[0])
     rows = place.decode([u.energies[1].rows for u in used], [n + 3], [0], shape.energy_groups[0])
     place.put(second, n + 4, rows)
     last = np.full((place.n_chunks, shape.jobs + 1, shape.energy_width), shape.energy_groups[1])

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from offjax.batching import coordinates
 from offjax.batching.coordinates import difference, dot, polynomial, scale
-from offjax.batching.sums import gather_sum, with_zero_row
+from offjax.batching.sums import gather_sum, stack
 from offjax.terms import angles, bonds, electrostatics, vdw
 
 
@@ -146,18 +146,16 @@ def energies(p, tables: ChunkTables, x: Positions, forces: bool):
         u, pull, vectors, weights = _stage(tables, term, x, tables.atoms[name], p[name])
         terms.append(u)
         rows.extend(scale(pull, row) for row in kind.rows(vectors, weights))
-    total = with_zero_row(terms)
-    for level, table in enumerate(tables.energy_sums):
+    total = stack(terms)
+    for table in tables.energy_sums:
         total = gather_sum(total, table)
-        if level + 1 < len(tables.energy_sums):
-            total = with_zero_row([total])
     if not forces:
         return total, None
     sign = tables.force_sign[:, None]
     components = []
     for axis in range(3):
-        groups = sign * gather_sum(with_zero_row([row[axis] for row in rows]), tables.force_groups)
-        components.append(gather_sum(with_zero_row([groups]), tables.force_sums))
+        groups = sign * gather_sum(stack([row[axis] for row in rows]), tables.force_groups)
+        components.append(gather_sum(groups, tables.force_sums))
     return total, tuple(components)
 
 

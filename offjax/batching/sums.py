@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -50,14 +51,22 @@ def table(values: np.ndarray, target: np.ndarray, n: int, width: int) -> np.ndar
 
 
 def gather_sum(rows, table):
-    """sum_k rows[table[:, k]], shape (n, ...); index -1 (or the last row) must be a row of zeros."""
+    """sum_k rows[table[:, k]], shape (n, ...); rows that stand for nothing must be zero."""
     total = 0.0
     for k in range(table.shape[1]):
         total = total + rows.at[table[:, k]].get(mode="promise_in_bounds")
     return total
 
 
-def with_zero_row(blocks):
-    """Stack blocks of rows and one row of zeros."""
-    zero = jnp.zeros((1, *blocks[0].shape[1:]), blocks[0].dtype)
-    return jnp.concatenate([*blocks, zero])
+def stack(blocks):
+    """Blocks of rows and one row of zeros, written one after the other into one array.
+
+    A concatenation would be fused with what computes the blocks, and branch for every element.
+    """
+    n = sum(b.shape[0] for b in blocks)
+    buffer = jnp.zeros((n + 1, *blocks[0].shape[1:]), blocks[0].dtype)
+    start = 0
+    for block in blocks:
+        buffer = jax.lax.dynamic_update_slice_in_dim(buffer, block, start, axis=0)
+        start += block.shape[0]
+    return buffer
