@@ -50,7 +50,7 @@ class Checkpoint:
             "data": self.data,
             "history": self.history,
         }
-        arrays = {f"state_{i:04d}": leaf for i, leaf in enumerate(self.leaves)}
+        arrays: dict[str, Any] = {f"state_{i:04d}": leaf for i, leaf in enumerate(self.leaves)}
         encoded = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
         write_atomically(path, lambda temporary: np.savez(temporary, header=encoded, **arrays))
 

@@ -21,9 +21,6 @@ from offjax.fit.free import FreeParameters
 from offjax.fit.targets import Targets
 from offjax.parameters import ParameterSet
 
-COLUMNS = 8
-"""Columns of the Jacobian computed side by side: memory against speed."""
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
@@ -81,13 +78,9 @@ def parts(x, data: FitData) -> Parts:
 
 @jax.jit
 def gauss_newton(x, data: FitData):
-    """f, J^T r and J^T J; J by forward mode, :data:`COLUMNS` columns at a time."""
-
-    def column(direction):
-        return jax.jvp(lambda y: residuals(y, data), (x,), (direction,))[1]
-
-    r = residuals(x, data)
-    transposed = jax.lax.map(column, jnp.eye(len(x), dtype=x.dtype), batch_size=COLUMNS)
+    """f, J^T r and J^T J; the columns of J by forward mode, one after the other."""
+    r, linear = jax.linearize(lambda y: residuals(y, data), x)
+    transposed = jax.lax.map(linear, jnp.eye(len(x), dtype=x.dtype))
     return 0.5 * jnp.sum(r**2), transposed @ r, transposed @ transposed.T
 
 

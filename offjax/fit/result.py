@@ -7,7 +7,6 @@ from which :meth:`FitResult.load` makes the result again. The layouts are descri
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -248,21 +247,16 @@ def _molecule(group, force_field, flexible: bool) -> MoleculeResult:
     system = System.from_smirnoff(
         force_field, molecule, charge_from_molecules=[molecule], allow_nonintegral_charges=True
     )
-    return MoleculeResult(
-        **{name: group.attrs[name] for name in ("name", "smiles", "inchikey", "split")},
-        system=system.without_constraints() if flexible else system,
-        **{name: group[name][()] if name in group else None for name in _ARRAYS},
-    )
+    known: dict[str, Any] = {name: group.attrs[name] for name in ("name", "smiles", "inchikey", "split")}
+    known |= {name: group[name][()] if name in group else None for name in _ARRAYS}
+    return MoleculeResult(system=system.without_constraints() if flexible else system, **known)
 
 
-def summary(result: FitResult) -> Sequence[tuple[str, float | None, float | None, float | None, float | None]]:
+def summary(result: FitResult) -> list[tuple[str, float | None, float | None, float | None, float | None]]:
     """Rows (quantity, train before, train after, held out before, held out after) for a table on the terminal."""
     rows = []
     for quantity in ("energy", "force"):
-        values = [
-            result.metrics[split][f"{quantity}_rmse_{when}"]
-            for split in ("train", "test")
-            for when in ("initial", "fitted")
-        ]
-        rows.append((quantity, *values))
+        train, test = (result.metrics[split] for split in ("train", "test"))
+        before, after = f"{quantity}_rmse_initial", f"{quantity}_rmse_fitted"
+        rows.append((quantity, train[before], train[after], test[before], test[after]))
     return rows

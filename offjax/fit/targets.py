@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from offjax.batch import Conformers, SystemBatch
 from offjax.constants import GAS_CONSTANT
@@ -59,7 +59,7 @@ class Targets:
         factor = self.force_factor[self.conformers.conformer]
         return energy, factor[:, None] * (forces - self.forces)
 
-    def select(self, molecules: Sequence[int], weights: Sequence[float]) -> Targets:
+    def select(self, molecules: Int[np.ndarray, " k"], weights: Float[np.ndarray, " k"]) -> Targets:
         """A minibatch: some molecules, each w_m multiplied by its weight. Outside jit.
 
         Minibatches of as many molecules have equal shapes, so that programs are compiled once for them.
@@ -84,7 +84,9 @@ class Targets:
         )
 
 
-def build(batch: SystemBatch, records: Sequence[Record], weights: Sequence[float], objective: Objective) -> Targets:
+def build(
+    batch: SystemBatch, records: Sequence[Record], weights: Float[np.ndarray, " molecule"], objective: Objective
+) -> Targets:
     """Pack the records, in the batch's order of molecules; ``weights[m]`` is w_m (0: held out)."""
     conformers = batch.pack([record.positions for record in records])
     columns: dict[str, list[np.ndarray]] = {
@@ -94,13 +96,12 @@ def build(batch: SystemBatch, records: Sequence[Record], weights: Sequence[float
         a = conformer_weights(record.energies, objective.temperature)
         b = reference_weights(record.energies, a, objective.energy_reference)
         shifted = record.energies - record.energies[0]
-        known = record.forces is not None
         columns["reference"].append(b)
         columns["energies"].append(shifted - b @ shifted)
         columns["energy_factor"].append(np.sqrt(w * objective.energy_weight * a) / objective.energy_scale)
-        columns["forces"].append(record.forces if known else np.zeros(record.positions.shape))
+        columns["forces"].append(np.zeros(record.positions.shape) if record.forces is None else record.forces)
         scale = objective.force_scale * np.sqrt(3 * record.positions.shape[1])
-        columns["force_factor"].append(np.sqrt(w * objective.force_weight * a) / scale * known)
+        columns["force_factor"].append(np.sqrt(w * objective.force_weight * a) / scale * (record.forces is not None))
     flat = {name: jnp.asarray(batch.flatten(arrays, conformers)) for name, arrays in columns.items()}
     return Targets(batch, conformers, **flat)
 

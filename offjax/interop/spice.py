@@ -41,7 +41,8 @@ BOND_RANGE = (0.6, 1.6)
 class Record:
     """One molecule of a data set: ``positions`` (n, atoms, 3) nm, ``energies`` (n,) kJ/mol, ``forces`` kJ/mol/nm.
 
-    ``forces`` are None where the file has none; ``smiles`` is mapped: map index = atom position + 1. ``source`` is the file.
+    ``forces`` are None where the file has none; ``smiles`` is mapped (map index = atom position + 1); ``source`` is
+    the file.
     """
 
     name: str
