@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -106,5 +107,5 @@ def _finish(result) -> None:
     tables.line(f"stopped: {result.stopped}, after {result.history[-1]['iteration']} iterations")
     for name in ("fitted.offxml", "parameters.csv", "log.jsonl"):
         if (result.directory / name).is_file():
-            tables.line(f"written: {result.directory / name}")
-    tables.line(f"written: {page}")
+            tables.line(f"written: {os.path.relpath(result.directory / name)}")
+    tables.line(f"written: {os.path.relpath(page)}")
