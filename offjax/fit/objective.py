@@ -149,4 +149,4 @@ class FitObjective:
         # the last part is filled with molecules of weight 0: all parts have one shape
         filled, weights = np.resize(order, n * k), np.where(np.arange(n * k) < m, float(n), 0.0)
         parts = zip(filled.reshape(n, k), weights.reshape(n, k), strict=True)
-        return [replace(self.data, targets=self.data.targets.select(chosen, w)) for chosen, w in parts]
+        return [replace(self.data, targets=self.data.targets.select(chosen.tolist(), w)) for chosen, w in parts]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from offjax.batch import Conformers, SystemBatch
 from offjax.constants import GAS_CONSTANT
@@ -59,7 +59,7 @@ class Targets:
         factor = self.force_factor[self.conformers.conformer]
         return energy, factor[:, None] * (forces - self.forces)
 
-    def select(self, molecules: Int[np.ndarray, " k"], weights: Float[np.ndarray, " k"]) -> Targets:
+    def select(self, molecules: Sequence[int], weights: Float[np.ndarray, " k"]) -> Targets:
         """A minibatch: some molecules, each w_m multiplied by its weight. Outside jit.
 
         Minibatches of as many molecules have equal shapes, so that programs are compiled once for them.
