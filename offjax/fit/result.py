@@ -133,7 +133,7 @@ class FitResult:
             f"Fitted by offjax {p['versions']['offjax']} on {p['date']}: {n} values of "
             f"{', '.join(p['force_field'])} changed.",
             *(f"Data: {d['file']}, SHA-256 {d['sha256']}" for d in p["data"]),
-            f"Configuration: {self.config.source.name if self.config.source else 'none'}, SHA-256 {p['config_digest']}",
+            f"Configuration: {self.config.source.name if self.config.source else 'none'}, digest {p['config_digest']}",
             f"Training molecules: {', '.join(m.name for m in self.molecules if m.split == 'train')}",
             f"Held out: {', '.join(m.name for m in self.molecules if m.split == 'test') or 'none'}",
             f"Stopped: {self.stopped}",
