@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 METHODS = ("NoCutoff", "CutoffNonPeriodic")
 
+MAX_ATOMS = 8000
+"""All pairs of more atoms than this do not fit into the memory of an ordinary machine (32 million pairs here)."""
+
 
 @dataclass(frozen=True)
 class _Static:
@@ -352,6 +355,11 @@ def build(
     if accumulate == "float64" and not jax.config.jax_enable_x64:
         raise PrecisionError('accumulate="float64" needs jax.config.update("jax_enable_x64", True)')
 
+    if system.n_particles > MAX_ATOMS:
+        raise UnsupportedError(
+            f"{system.n_particles} atoms: to_jax() uses all pairs and takes at most {MAX_ATOMS} atoms; use to_openmm() or "
+            "a smaller System"
+        )
     sections: dict[str, _Section] = {}
     layout: list[tuple[str, str, int, int]] = []
     matrices = []

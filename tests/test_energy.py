@@ -248,6 +248,12 @@ def test_options_that_are_not_supported_raise_by_name(options, error, message):
         system("CCO").to_jax(**options)
 
 
+def test_more_atoms_than_all_pairs_can_serve_are_refused(monkeypatch):
+    monkeypatch.setattr("offjax.energy.MAX_ATOMS", 5)
+    with pytest.raises(UnsupportedError, match="9 atoms: to_jax"):
+        system("CCO").to_jax()
+
+
 def test_a_box_is_refused_by_name():
     ethanol = molecule("CCO")
     boxed = offjax.System.from_smirnoff(
