@@ -13,7 +13,7 @@ SETUP := pyproject.toml hatch_build.py
 # AmberTools' sqm and antechamber are found on PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo test test-all test-physics doctest lint format check docs bench clean
+.PHONY: help demo folds test test-all test-physics doctest lint format check docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -22,6 +22,9 @@ help:  ## show this list
 demo: $(VENV)/installed-test  ## fit a force field, then evaluate it in OpenMM (outputs in demo-output/)
 	$(BIN)/offjax fit examples/demo/fit.toml
 	$(BIN)/python examples/demo/evaluate.py
+
+folds: $(VENV)/installed-test  ## the demo on all four folds: the table of docs/demo-folds.md
+	$(BIN)/python examples/demo/folds.py
 
 test: $(VENV)/installed-test  ## the tests but the slow ones
 	$(PYTEST) -m "not slow and not physical_validation" tests

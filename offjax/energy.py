@@ -357,8 +357,8 @@ def build(
 
     if system.n_particles > MAX_ATOMS:
         raise UnsupportedError(
-            f"{system.n_particles} atoms: to_jax() uses all pairs and takes at most {MAX_ATOMS} atoms; use to_openmm() or "
-            "a smaller System"
+            f"{system.n_particles} atoms: to_jax() uses all pairs and takes at most {MAX_ATOMS} atoms; use "
+            "to_openmm() or a smaller System"
         )
     sections: dict[str, _Section] = {}
     layout: list[tuple[str, str, int, int]] = []

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from offjax.fit import FitConfig, Lines, run
-from offjax.fit.files import write_text
+from offjax.interop.files import write_atomically
 
 HERE = Path(__file__).parent
 PAGE = """# The demo on all four folds
@@ -79,7 +79,7 @@ def main():
         data=result.provenance["data"][0]["file"],
         sha=result.provenance["data"][0]["sha256"],
     )
-    write_text(arguments.output, page)
+    write_atomically(arguments.output, page.encode())
     print(page)
     good = better >= 3 and mean[1] < mean[0]
     print(f"held-out force RMSE falls in {better} of 4 folds, mean {mean[0]:.1f} -> {mean[1]:.1f} kJ/mol/nm")

@@ -74,7 +74,7 @@ def export(
 def _openmm(system, path: Path, split_terms: bool) -> None:
     import openmm
 
-    from offjax.interop.offxml import write_atomically
+    from offjax.interop.files import write_atomically
 
     text = openmm.XmlSerializer.serialize(system.to_openmm(split_terms=split_terms))
     write_atomically(path, text.encode())
@@ -86,7 +86,7 @@ def _pdb(system, positions, path: Path) -> None:
     import openmm.app
     from openmm import unit
 
-    from offjax.interop.offxml import write_atomically
+    from offjax.interop.files import write_atomically
 
     text = io.StringIO()
     openmm.app.PDBFile.writeFile(system.to_openmm_topology(), positions * unit.nanometer, text, keepIds=True)

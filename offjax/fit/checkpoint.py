@@ -7,6 +7,7 @@ canonical configuration), ``data`` (digest of molecules, charges and reference d
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offjax.errors import InputError
-from offjax.fit.files import write_atomically
+from offjax.interop.files import write_atomically
 
 FORMAT, VERSION = "offjax-fit-checkpoint", 1
 
@@ -52,7 +53,9 @@ class Checkpoint:
         }
         arrays: dict[str, Any] = {f"state_{i:04d}": leaf for i, leaf in enumerate(self.leaves)}
         encoded = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-        write_atomically(path, lambda temporary: np.savez(temporary, header=encoded, **arrays))
+        buffer = io.BytesIO()
+        np.savez(buffer, header=encoded, **arrays)
+        write_atomically(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:

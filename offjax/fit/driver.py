@@ -33,12 +33,12 @@ from offjax.fit import free as free_parameters
 from offjax.fit import metrics, optimizers, targets
 from offjax.fit.checkpoint import Checkpoint, differences
 from offjax.fit.config import FitConfig
-from offjax.fit.files import write_text
 from offjax.fit.free import FreeParameters
 from offjax.fit.objective import FitObjective
 from offjax.fit.progress import Silent
 from offjax.fit.result import FitResult, MoleculeResult
 from offjax.interop import spice
+from offjax.interop.files import write_atomically
 from offjax.interop.spice import Record
 from offjax.system import System
 
@@ -346,7 +346,7 @@ class _Log:
         self.history: list[dict[str, Any]] = [] if stored is None else list(stored.history)
         first = "start" if stored is None else "resume"
         lines = [{"event": first, **header}, *({"event": "iteration", **entry} for entry in self.history)]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def add(self, entry: dict[str, Any]) -> None:
         """Append an iteration."""

@@ -6,6 +6,7 @@ from which :meth:`FitResult.load` makes the result again. The layouts are descri
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ import numpy as np
 
 from offjax.errors import InputError
 from offjax.fit.config import FitConfig
-from offjax.fit.files import write_atomically, write_text
 from offjax.fit.free import FreeParameters, LeftOut
+from offjax.interop.files import write_atomically
 from offjax.parameters import ParameterSet, Selection
 from offjax.system import System
 
@@ -115,17 +116,15 @@ class FitResult:
     def write(self) -> list[Path]:
         """Write ``fitted.offxml``, ``parameters.csv`` and ``result.h5``; each is whole or not there."""
         files = [self.directory / name for name in ("fitted.offxml", "parameters.csv", "result.h5")]
-        system = self.molecules[0].system
-        write_atomically(files[0], lambda path: self._offxml(system, path))
-        write_text(files[1], self.table().to_csv(index=False, lineterminator="\n"))
-        write_atomically(files[2], self._hdf5)
+        write_atomically(files[0], self._offxml().encode())
+        write_atomically(files[1], self.table().to_csv(index=False, lineterminator="\n").encode())
+        write_atomically(files[2], self._hdf5())
         return files
 
-    def _offxml(self, system: System, path: Path) -> None:
-        system.to_offxml(path, self.fitted)
-        text = path.read_text(encoding="utf-8")
+    def _offxml(self) -> str:
+        text = self.molecules[0].system.to_force_field(self.fitted).to_string()
         end = text.find("?>") + 2 if text.startswith("<?xml") else 0
-        path.write_text(f"{text[:end]}\n{self._comment()}{text[end:]}", encoding="utf-8")
+        return f"{text[:end]}\n{self._comment()}{text[end:]}"
 
     def _comment(self) -> str:
         p, n = self.provenance, len(self.selection)
@@ -141,8 +140,9 @@ class FitResult:
         body = "\n  ".join(line.replace("--", "- -") for line in lines)
         return f"<!--\n  {body}\n-->\n"
 
-    def _hdf5(self, path: Path) -> None:
-        with h5py.File(path, "w") as file:
+    def _hdf5(self) -> bytes:
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w") as file:
             file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
             header = {
                 "config": self.config.model_dump(mode="json"),
@@ -169,6 +169,7 @@ class FitResult:
                 for name in _ARRAYS:
                     if (values := getattr(molecule, name)) is not None:
                         group.create_dataset(name, data=values, compression="gzip", shuffle=True)
+        return buffer.getvalue()
 
     def _left_out(self):
         order = {label: i for i, label in enumerate(self.initial.schema.flat)}

@@ -138,7 +138,7 @@ def _valence_forces(system: System, values, split_terms: bool) -> dict[str, open
             continue
         force = forces.setdefault(section if split_terms else "Torsions", openmm.PeriodicTorsionForce())
         atoms, slot, phase, k = active(section, "phase", "k")
-        periodicity = system.terms[section].periodicity[slot].tolist()
+        periodicity = np.asarray(system.terms[section].periodicity)[slot].tolist()
         for (i, j, m, n), times, shift, k0 in zip(atoms, periodicity, phase, k, strict=True):
             force.addTorsion(i, j, m, n, times, shift, k0)
     return forces

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offjax.interop.offxml import write_atomically
+from offjax.interop.files import write_atomically
 from offjax.report import drawings, figures, rows
 
 if TYPE_CHECKING:
