@@ -20,12 +20,11 @@ from offjax.batching.linear import linear
 
 def term_parameters(values, chunks: Chunks):
     """Type values (see ``Types.values``) as parameters of every term: arrays (chunk, n), torsions (chunk, order, n)."""
-    p = {name: tuple(v[chunks.types[name]] for v in values[name]) for name in ("bonds", "angles", "pairs")}
-    p["torsions"] = tuple(jnp.moveaxis(v[chunks.types["torsions"]], -1, 1) for v in values["torsions"])
-    charge = values["charges"][0][chunks.charge_type] + chunks.charge_offset
-    i, j = chunks.tables.atoms["pairs"][:, 0], chunks.tables.atoms["pairs"][:, 1]
-    take = partial(jnp.take_along_axis, axis=1)
-    p["pairs"] = (*p["pairs"], chunks.coulomb_scale * take(charge, i) * take(charge, j))
+    p = {name: tuple(_at(v, chunks.types[name]) for v in values[name]) for name in ("bonds", "angles", "pairs")}
+    p["torsions"] = tuple(jnp.moveaxis(_at(v, chunks.types["torsions"]), -1, 1) for v in values["torsions"])
+    charge = _at(values["charges"][0], chunks.charge_type) + chunks.charge_offset
+    pairs = jax.vmap(_at)(charge, jnp.moveaxis(chunks.tables.atoms["pairs"], 1, 2))
+    p["pairs"] = (*p["pairs"], chunks.coulomb_scale * pairs[..., 0] * pairs[..., 1])
     return p
 
 

@@ -46,12 +46,15 @@ class Affine(NamedTuple):
     def concatenate(parts: Sequence[Affine]) -> Affine:
         """Stack values; narrower tables are padded with weight zero at column 0."""
         width = max((part.columns.shape[1] for part in parts), default=1)
-        padded = [
-            (*(np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in (part.columns, part.weights)), part.offset)
-            for part in parts
-        ]
-        empty = (np.zeros((0, width), np.int32), np.zeros((0, width)), np.zeros(0))
-        return Affine(*(np.concatenate(column) for column in zip(empty, *padded, strict=True)))
+        columns = [np.zeros((0, width), np.int32), *(_widened(part.columns, width) for part in parts)]
+        weights = [np.zeros((0, width)), *(_widened(part.weights, width) for part in parts)]
+        offset = [np.zeros(0), *(part.offset for part in parts)]
+        return Affine(*map(np.concatenate, (columns, weights, offset)))
+
+
+def _widened(table: np.ndarray, width: int) -> np.ndarray:
+    missing = width - table.shape[1]
+    return np.pad(table, ((0, 0), (0, missing))) if missing else table
 
 
 class Instances(NamedTuple):

@@ -114,7 +114,7 @@ def classify(molecules: Sequence[MoleculeTerms]) -> tuple[Types, list[TypedMolec
 def _distinct(parts: Sequence[Mapping[str, Affine]], attributes, extra: Sequence[np.ndarray] | None = None):
     """Distinct rows of some attributes together (and of ``extra``), at least one; and the row of each value."""
     stacked = [Affine.concatenate([p[a] for p in parts]) for a in attributes]
-    columns = [c.reshape(len(c), -1).astype(float) for s in stacked for c in s]
+    columns = [np.atleast_2d(c.T).T.astype(float) for s in stacked for c in s]
     if extra is not None:
         columns.append(np.concatenate([np.zeros(0), *extra])[:, None])
     table = np.concatenate(columns, axis=1)
