@@ -18,7 +18,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -53,10 +52,11 @@ BOND_RATIO = (0.5, 2.0)
 class Conformers:
     """Positions of a batch's conformers, with everything an energy needs to know about their molecules.
 
-    Made by :meth:`SystemBatch.pack`; a pytree, to be passed to jitted functions as an argument. ``molecule``
-    (n_conformers,) is the index of each conformer's molecule in the batch, ``mask`` (n_conformers,) is False for padding;
-    ``conformer`` (n_rows,) is the conformer of each atom row, ``row_mask`` (n_rows,) False for padding. Padding stands at
-    the end, and only where a minibatch was padded to a common shape.
+    Made by :meth:`SystemBatch.pack`; a pytree, to be passed to jitted functions as an argument (a function that closes
+    over Conformers bakes them into its program). ``molecule`` (n_conformers,) is the index of each conformer's molecule
+    in the batch, ``mask`` (n_conformers,) is False for padding; ``conformer`` (n_rows,) is the conformer of each atom
+    row, ``row_mask`` (n_rows,) False for padding. Padding stands at the end, and only where a minibatch was padded to
+    a common shape.
     """
 
     packed: Float[Array, "chunk 3 atom lane"]
@@ -106,9 +106,9 @@ class Conformers:
     def select(self, molecules: Sequence[int]) -> Conformers:
         """The conformers of some molecules: a minibatch, with ``molecule`` counted within the selection.
 
-        All minibatches of as many molecules have the same shapes, padded to what the largest of them needs: a function that
-        is jitted over Conformers compiles once for them. Goes with ``batch.select(molecules)``, which packs and unpacks
-        its targets.
+        All minibatches of as many molecules have the same shapes, padded to what the largest of them needs: a function
+        that is jitted over Conformers compiles once for them. Goes with ``batch.select(molecules)``, which flattens
+        its targets and unpacks its results.
         """
         if self.source is None:
             raise InputError("these Conformers came through a JAX transformation: select from those that pack made")
@@ -142,13 +142,17 @@ class _Frame(NamedTuple):
 class SystemBatch:
     """Different molecules with one force field: few compiled programs for all of them.
 
-    Make one with :meth:`from_systems`. The arrays live in the :class:`Conformers` that :meth:`pack` makes; as a pytree a
-    SystemBatch has none. Passed through ``jax.jit`` it can compute energies; ``pack``, ``unpack`` and ``select`` belong
-    outside.
+    Make one with :meth:`from_systems`. The arrays live in the :class:`Conformers` that :meth:`pack` makes; as a pytree
+    a SystemBatch has none. Passed through ``jax.jit`` it can compute energies; ``pack``, ``unpack`` and ``select``
+    belong outside.
 
-    Derivatives in the parameters and positions are available in reverse mode (``jax.grad``, at the cost of about one more
-    evaluation of energies and forces) and in forward mode (``jax.jvp``, ``jax.jacfwd``), once; second derivatives raise
-    DifferentiationError. :meth:`plain` can be differentiated without limit.
+    Derivatives in the parameters and positions are available in reverse mode (``jax.grad``, at the cost of about one
+    more evaluation of energies and forces) and in forward mode (``jax.jvp``, ``jax.jacfwd``), once; second
+    derivatives raise DifferentiationError. :meth:`plain` can be differentiated without limit.
+
+    The first call compiles one program for energies, or for energies and forces, whatever the number of molecules;
+    other parameters, positions and minibatches of one size use the same. Functions of your own are fastest jitted with
+    ``compiler_options=offjax.batch.compiler_options()``.
     """
 
     def __init__(
@@ -322,7 +326,7 @@ class SystemBatch:
         raise InputError(f"expected shape ({conformers.n_conformers},) or ({conformers.n_rows}, 3), got {values.shape}")
 
     def flatten(self, arrays: Sequence[Any], conformers: Conformers) -> np.ndarray:
-        """The inverse of :meth:`unpack`: reference energies or forces, one array a molecule, as flat rows; padding is 0."""
+        """The inverse of :meth:`unpack`: energies or forces, one array a molecule, as flat rows; 0 in padding."""
         counts = np.bincount(np.asarray(conformers.molecule)[np.asarray(conformers.mask)], minlength=len(self))
         sizes = np.array([m.prepared.molecule.n_atoms for m in self._host])
         arrays = [np.asarray(a, dtype=conformers.dtype) for a in arrays]
@@ -359,7 +363,7 @@ class SystemBatch:
         """
         molecule = np.asarray(conformers.molecule)[np.asarray(conformers.mask)]
         terms = flatten([m.terms for m in self._host], molecule)
-        return PlainBatch(jax.tree.map(jnp.asarray, terms), self.schema, conformers.n_conformers)
+        return PlainBatch(jax.device_put(terms), self.schema, conformers.n_conformers)
 
     def _theta(self, p: ParameterSet, conformers: Conformers):
         if not isinstance(conformers, Conformers):
@@ -418,10 +422,10 @@ def _energies_and_forces(theta, conformers: Conformers, forces: bool):
 
 
 def compiler_options() -> dict[str, Any]:
-    """What to give to ``jax.jit(..., compiler_options=...)`` for functions of a batch: the fastest code on this platform.
+    """What ``jax.jit(..., compiler_options=...)`` should be given for functions of a batch, on this platform.
 
-    On a CPU the older emitters of XLA make these loops run about twice as fast, and compile faster. JAX accepts such options
-    only for the outermost ``jit``; a SystemBatch called outside ``jit`` uses them by itself.
+    On a CPU the older emitters of XLA make these loops run about twice as fast, and compile faster. JAX accepts such
+    options only for the outermost ``jit``; a SystemBatch called outside ``jit`` uses them by itself.
     """
     return {"xla_cpu_use_fusion_emitters": False} if jax.default_backend() == "cpu" else {}
 
@@ -432,7 +436,8 @@ def _vector(p: ParameterSet, schema: Schema, dtype):
         raise InputError(f"the first argument must be a ParameterSet (system.parameters), got {type(p).__name__}")
     if p.schema is not schema:
         raise InputError(
-            f"these parameters belong to another force field (digest {p.digest[:12]}, this batch has {schema.digest[:12]})"
+            f"these parameters belong to another force field (digest {p.digest[:12]}, "
+            f"this batch has {schema.digest[:12]})"
         )
     return p.to_vector()
 
@@ -445,7 +450,7 @@ def _extended(index: np.ndarray, n: int, value: int) -> np.ndarray:
 def _on_device(value: np.ndarray, dtype):
     """Host array to device; floating-point numbers in ``dtype``."""
     floating = np.issubdtype(value.dtype, np.floating)
-    return jnp.asarray(value.astype(dtype) if floating else value)
+    return jax.device_put(value.astype(dtype) if floating else value)
 
 
 def _describe(n: int, system: System) -> str:
@@ -466,16 +471,15 @@ def _indices(molecules, n: int) -> list[int]:
 
 
 def _host(array) -> np.ndarray:
-    """Positions in nm on the host, after the checks of :func:`offjax.energy.as_positions`."""
-    if hasattr(array, "m_as"):
-        array = array.m_as("nanometer")
-    elif hasattr(array, "value_in_unit"):
-        return np.asarray(as_positions(array))
-    if not isinstance(array, jax.Array):
-        as_positions(np.zeros(0, np.asarray(array).dtype))
-    elif isinstance(array, jax.core.Tracer):
+    """Positions in nm on the host, under the rules of :func:`offjax.energy.as_positions`."""
+    if isinstance(array, jax.core.Tracer):
         raise InputError("pack belongs outside jit; inside, use conformers.with_positions(x)")
-    return np.asarray(array)
+    if hasattr(array, "value_in_unit"):
+        return np.asarray(as_positions(array))
+    x = np.asarray(array.m_as("nanometer") if hasattr(array, "m_as") else array)
+    if x.dtype not in (np.float32, np.float64) or x.dtype == np.float64 and not jax.config.jax_enable_x64:
+        return np.asarray(as_positions(x))
+    return x
 
 
 def _checked(n: int, system: System, array, check_bonds: bool) -> np.ndarray:
@@ -503,8 +507,8 @@ def _checked(n: int, system: System, array, check_bonds: bool) -> np.ndarray:
             c, b = (int(v) for v in np.argwhere(bad)[0])
             i, j = bonds.atoms[b]
             raise InputError(
-                f"{_describe(n, system)}: in conformer {c} the bond of atoms {i} and {j} is {r[c, b]:.4g} nm long and its "
-                f"equilibrium length is {length[b]:.4g} nm: are the coordinates in angstrom? Positions are taken in nm; "
-                "check_bonds=False accepts them as they are"
+                f"{_describe(n, system)}: in conformer {c} the bond of atoms {i} and {j} is {r[c, b]:.4g} nm long, its "
+                f"equilibrium length is {length[b]:.4g} nm: are the coordinates in angstrom? Positions are taken in "
+                "nm; check_bonds=False accepts them as they are"
             )
     return x

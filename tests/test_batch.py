@@ -86,7 +86,7 @@ def assert_same_gradient(got, expected):
 
 @pytest.mark.parametrize("force_field", ["openff_unconstrained-2.2.1.offxml", CONSTRAINED])
 def test_energies_and_forces_are_those_of_the_single_systems(force_field):
-    chosen = ["CCO", "O", "CC#N", "[Na+]", "CS(=O)(=O)N"]
+    chosen = ["CCO", "O", "CC#N"]
     systems = [samples.system(s, force_field) for s in chosen]
     batch = offjax.SystemBatch.from_systems(systems)
     arrays = [conformers(s, 2) for s in chosen]
@@ -201,49 +201,38 @@ def scaled(p, s):
 
 
 def test_plain_has_second_derivatives(batch, conf, p):
+    batch, conf = batch.select([0]), conf.select([0])
     plain = batch.plain(conf)
     energy = lambda s: jnp.sum(plain.energies(scaled(p, s), conf.positions))  # noqa: E731
-    assert np.isfinite(jax.grad(jax.grad(energy))(1.0))
+    assert jax.jit(jax.grad(jax.grad(energy)))(1.0) == 0.0  # linear in the force constants
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_linear_molecules_have_finite_derivatives(exact):
-    system = samples.system("O=C=O")
-    x = np.array([[-0.12, 0, 0], [0, 0, 0], [0.12, 0, 0]])
-    order = np.argsort([a.atomic_number != 8 for a in samples.molecule("O=C=O").atoms], kind="stable")
-    placed = np.empty_like(x)
-    placed[order] = x[[0, 2, 1]] + (0 if exact else 1e-7 * np.arange(9).reshape(3, 3) ** 2)
-    batch = offjax.SystemBatch.from_systems([system])
-    conf, p = batch.pack([placed]), system.parameters
-    check_derivatives(batch, conf, p)
+def carbon_dioxide(bend):
+    """Linear, or nearly so."""
+    oxygen = [a.atomic_number == 8 for a in samples.molecule("O=C=O").atoms]
+    x = np.zeros((3, 3))
+    x[oxygen] = [[-0.12, bend, 0], [0.12, 0, bend]]
+    return x
 
 
-def test_collinear_torsions_have_finite_derivatives():
+def butyne():
     """But-2-yne with its four carbon atoms on a line."""
-    system, molecule = samples.system("CC#CC"), samples.molecule("CC#CC")
-    x = samples.positions("CC#CC", displacement=0.0).copy()
+    molecule = samples.molecule("CC#CC")
+    x = samples.positions("CC#CC", displacement=0.0)
     carbon = [i for i, a in enumerate(molecule.atoms) if a.atomic_number == 6]
     shift = np.array([[-0.205, 0, 0], [-0.06, 0, 0], [0.06, 0, 0], [0.205, 0, 0]]) - x[carbon]
     for i, d in zip(carbon, shift, strict=True):
         bonded = [b.atom2_index if b.atom1_index == i else b.atom1_index for b in molecule.atoms[i].bonds]
         x[[i, *(j for j in bonded if j not in carbon)]] += d
-    batch = offjax.SystemBatch.from_systems([system])
-    check_derivatives(batch, batch.pack([x], check_bonds=False), system.parameters)
+    return x
 
 
-@pytest.mark.parametrize("attribute", ["epsilon", "rmin_half"])
-def test_zero_lennard_jones_parameters_have_finite_derivatives(attribute):
-    system = samples.system("CCO")
-    batch = offjax.SystemBatch.from_systems([system])
-    p = system.parameters
-    values = np.array(p["vdW"][attribute])
-    values[::2] = 0.0
-    check_derivatives(batch, batch.pack([samples.positions("CCO")]), p.replace("vdW", attribute, values))
-
-
-def check_derivatives(batch, conf, p):
-    """Energies, forces and their gradients are finite in both modes, and those of the plain path."""
-    plain = batch.plain(conf)
+def test_degenerate_terms_have_the_finite_plain_derivatives():
+    """Linear angles, collinear torsions, epsilon = 0 and sigma = 0, in reverse and in forward mode."""
+    batch = offjax.SystemBatch.from_systems([samples.system(s) for s in ("O=C=O", "CC#CC", "CCO")])
+    linear = np.array([carbon_dioxide(0.0), carbon_dioxide(1e-9), carbon_dioxide(1e-4)])
+    conf = batch.pack([linear, butyne(), samples.positions("CCO")], check_bonds=False)
+    plain, loaded = batch.plain(conf), batch.systems[0].parameters
 
     def value(function):
         def total(p, c):
@@ -252,15 +241,22 @@ def check_derivatives(batch, conf, p):
 
         return jax.jit(jax.value_and_grad(total, has_aux=True))
 
-    (_, out), gradient = value(batch.energies_and_forces)(p, conf)
-    (_, expected), expected_gradient = value(plain.energies_and_forces)(p, conf.positions)
-    assert_close(out[0], expected[0]), assert_close(out[1], expected[1])
-    assert_same_gradient(gradient, expected_gradient)
-    ones = p.from_vector(np.ones(p.schema.size))
-    for tangent in jax.jit(lambda p, d, c: jax.jvp(lambda p: batch.energies_and_forces(p, c), (p,), (d,))[1])(
-        p, ones, conf
-    ):
-        assert bool(jnp.all(jnp.isfinite(tangent)))
+    fast, slow = value(batch.energies_and_forces), value(plain.energies_and_forces)
+    push = jax.jit(lambda p, d, c: jax.jvp(lambda p: batch.energies_and_forces(p, c), (p,), (d,))[1])
+    ones = loaded.from_vector(np.ones(loaded.schema.size))
+    for attribute in (None, "epsilon", "rmin_half"):
+        p = loaded
+        if attribute is not None:
+            values = np.array(p["vdW"][attribute])
+            values[::2] = 0.0
+            p = p.replace("vdW", attribute, values)
+        (_, out), gradient = fast(p, conf)
+        (_, expected), expected_gradient = slow(p, conf.positions)
+        for got, wanted in zip(out, expected, strict=True):
+            assert_close(got, wanted)
+        assert_same_gradient(gradient, expected_gradient)
+        for tangent in push(p, ones, conf):
+            assert bool(jnp.all(jnp.isfinite(tangent)))
 
 
 def test_a_system_may_hold_several_molecules():
