@@ -1,6 +1,6 @@
 """One small molecule, many conformers: offjax beside OpenMM and, where installed, jax-md's ``mm_forcefields``.
 
-    python benchmarks/bench_ethanol.py [--conformers 1000] [--repeats 7]
+    python benchmarks/ethanol.py [--conformers 1000] [--repeats 7]
 
 Energy, energy + forces, energy + forces + dU/dtheta and the gradient of a force-matching loss for conformers of
 ethanol, float64, in microseconds a conformer: medians of repeats that alternate between the engines, in one process.
