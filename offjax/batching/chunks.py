@@ -1,8 +1,9 @@
 """Packing: which conformers of which molecules share a chunk, and the index tables of every chunk.
 
-A *job* is one molecule with up to ``lanes`` of its conformers. Jobs are put into chunks of one common shape, so that a
-single compiled loop runs over all of them: small enough for the cache, and filled evenly in atoms, bonds, angles, torsions and
-pairs at the same time. What is left of a chunk is padded with terms on four dummy atoms that no sum refers to.
+A *job* is one molecule with up to ``lanes`` of its conformers. Jobs are put into chunks of one common shape,
+so that a single compiled loop runs over all of them: small enough for the cache, and filled evenly in atoms,
+bonds, angles, torsions and pairs at the same time. What is left of a chunk is padded with terms on four dummy
+atoms that no sum refers to.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Job(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """The common shape of chunks: lanes, and capacities in atoms (dummies apart), molecules, terms and groups of sums."""
+    """The common shape of chunks: lanes, and capacities in atoms (dummies apart), molecules, terms and groups
+    of sums.
+    """
 
     lanes: int
     atoms: int
@@ -71,8 +74,9 @@ class Prepared(NamedTuple):
 class Chunks:
     """All chunks: ``tables`` and ``types`` of their terms, and the way between the flat rows and the lanes.
 
-    ``energy_row`` (n_conformers,) and ``force_row`` (n_rows,) are places in (chunk, job, lane) and (chunk, atom, lane);
-    ``conformer_of`` and ``row_of`` the inverse, with n_conformers and n_rows where a lane is padding.
+    ``energy_row`` (n_conformers,) and ``force_row`` (n_rows,) are places in (chunk, job, lane) and (chunk,
+    atom, lane); ``conformer_of`` and ``row_of`` the inverse, with n_conformers and n_rows where a lane is
+    padding.
     """
 
     tables: ChunkTables
@@ -166,7 +170,8 @@ def first_fit(molecules: Sequence[Prepared], jobs: Sequence[Job], shape: Shape) 
 def most_chunks(molecules: Sequence[Prepared], counts: np.ndarray, k: int, shape: Shape) -> int:
     """How many chunks :func:`first_fit` can need for any k of the molecules.
 
-    With no job larger than a <= 1/2 of a chunk, every chunk but the last is fuller than 1 - a before another is opened.
+    With no job larger than a <= 1/2 of a chunk, every chunk but the last is fuller than 1 - a before another
+    is opened.
     """
     size = np.array([(m.load / _capacity(shape)).max() for m in molecules])
     jobs = -(-counts // shape.lanes)

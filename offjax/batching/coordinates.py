@@ -1,9 +1,10 @@
 """Bond, angle, torsion and pair coordinates with the vectors that turn a slope dU/ds into forces.
 
-Points are tuples (x, y, z) of arrays of one shape, so that every operation below is elementwise over terms x conformers
-and nothing is transposed. A coordinate function returns the coordinate s and a few *weights*; a rows function makes of the
-weights the *rows*: vectors g with ds = sum g . db over the difference vectors b of the term, from which both the forces
-(-dU/ds g) and the change of s along a displacement of the atoms follow without automatic differentiation. All arithmetic is written without division and without transcendental
+Points are tuples (x, y, z) of arrays of one shape, so that every operation below is elementwise over terms x
+conformers and nothing is transposed. A coordinate function returns the coordinate s and a few *weights*; a
+rows function makes of the weights the *rows*: vectors g with ds = sum g . db over the difference vectors b of
+the term, from which both the forces (-dU/ds g) and the change of s along a displacement of the atoms follow
+without automatic differentiation. All arithmetic is written without division and without transcendental
 functions, which a CPU does not vectorise; singular geometries have rows of zero (see :mod:`offjax.geometry`).
 """
 

@@ -1,8 +1,8 @@
 """All chunks: flat energies and forces of term parameters and positions, with their derivative rule.
 
-The loop over chunks is one ``lax.map``, compiled once whatever the number of chunks. The rule is a ``custom_jvp`` whose tangent
-carries its own transpose: forward mode differentiates the chunks' energies and forces directly, reverse mode runs
-:func:`offjax.batching.kernel.parameter_gradient`.
+The loop over chunks is one ``lax.map``, compiled once whatever the number of chunks. The rule is a
+``custom_jvp`` whose tangent carries its own transpose: forward mode differentiates the chunks' energies and
+forces directly, reverse mode runs :func:`offjax.batching.kernel.parameter_gradient`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from offjax.batching.linear import linear
 
 
 def term_parameters(values, chunks: Chunks):
-    """Type values (see ``Types.values``) as parameters of every term: arrays (chunk, n), torsions (chunk, order, n)."""
+    """Type values (see ``Types.values``) as parameters of every term: arrays (chunk, n), torsions (chunk,
+    order, n).
+    """
     p = {name: tuple(_at(v, chunks.types[name]) for v in values[name]) for name in ("bonds", "angles", "pairs")}
     p["torsions"] = tuple(jnp.moveaxis(_at(v, chunks.types["torsions"]), -1, 1) for v in values["torsions"])
     charge = _at(values["charges"][0], chunks.charge_type) + chunks.charge_offset
@@ -55,7 +57,9 @@ def from_lanes(packed, chunks: Chunks):
 
 
 def to_lanes(rows, packed, chunks: Chunks):
-    """Packed positions with the flat ``rows`` (n_rows, 3) in place of the old ones; other lanes stay as in ``packed``."""
+    """Packed positions with the flat ``rows`` (n_rows, 3) in place of the old ones; other lanes stay as in
+    ``packed``.
+    """
 
     def spread(chunks, rows):
         return jnp.stack([_to_lanes(c, chunks.row_of) for c in rows.T], axis=1)

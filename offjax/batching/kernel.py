@@ -1,10 +1,11 @@
 """One chunk: energies, forces and parameter gradients of the conformers of a few molecules.
 
-Arrays are (terms, lanes) with the conformers as lanes. Every kind of term is a set of difference vectors, a coordinate
-with its rows (:mod:`offjax.batching.coordinates`) and a potential of that coordinate. Forces are -dU/ds times the rows, written
-into one buffer and summed by atom (:mod:`offjax.batching.sums`); the gradient of any function of energies and forces in the
-parameters of the terms needs only the coordinate s and its change ds along the cotangent of the forces:
-d/dp sum(w U(p, s) - dU/ds(p, s) ds), so that nothing is differentiated twice in reverse.
+Arrays are (terms, lanes) with the conformers as lanes. Every kind of term is a set of difference vectors, a
+coordinate with its rows (:mod:`offjax.batching.coordinates`) and a potential of that coordinate. Forces are
+-dU/ds times the rows, written into one buffer and summed by atom (:mod:`offjax.batching.sums`); the gradient
+of any function of energies and forces in the parameters of the terms needs only the coordinate s and its
+change ds along the cotangent of the forces: d/dp sum(w U(p, s) - dU/ds(p, s) ds), so that nothing is
+differentiated twice in reverse.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from offjax.terms import angles, bonds, electrostatics, vdw
 
 
 class Kind(NamedTuple):
-    """A kind of term: difference vectors from atom i to atom j, their coordinate, its rows, and its potential.
+    """A kind of term: difference vectors from atom i to atom j, their coordinate, its rows, and its
+    potential.
 
-    The coordinate is a tuple of arrays, ``unit(s)`` its change when the underlying scalar (r, theta, phi, 1/r) grows by one.
+    The coordinate is a tuple of arrays, ``unit(s)`` its change when the underlying scalar (r, theta, phi,
+    1/r) grows by one.
     """
 
     vectors: tuple[tuple[int, int], ...]
@@ -85,8 +88,10 @@ KINDS = {
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class ChunkTables:
-    """Indices of one chunk (or, with a leading axis, of all): ``atoms`` of each kind (body, n), ``job`` the molecule
-    of each term and ``job_of_atom`` of each atom, sums of forces by atom and of energies by molecule; ``occupied`` is False for a chunk without molecules."""
+    """Indices of one chunk (or, with a leading axis, of all): ``atoms`` of each kind (body, n), ``job`` the
+    molecule of each term and ``job_of_atom`` of each atom, sums of forces by atom and of energies by
+    molecule; ``occupied`` is False for a chunk without molecules.
+    """
 
     atoms: dict[str, Int[Array, "body n"]]
     job: dict[str, Int[Array, " n"]]
@@ -115,8 +120,8 @@ def _columns(p):
 def _stage(tables: ChunkTables, function, *arguments):
     """function(*arguments), or zeros in an empty chunk.
 
-    The branch is also a border for the compiler, which without it recomputes what is in ``function`` for every component
-    of every row that uses it.
+    The branch is also a border for the compiler, which without it recomputes what is in ``function`` for
+    every component of every row that uses it.
     """
     shapes = jax.eval_shape(function, *arguments)
 

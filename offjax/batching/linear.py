@@ -1,7 +1,8 @@
 """A linear function with its own transpose, for derivative rules that work in forward and in reverse mode.
 
-The tangent of a ``jax.custom_jvp`` rule is ``linear(fun, transpose, residuals, tangents)``: forward mode runs ``fun``, reverse mode
-``transpose``. ``jax.vmap`` maps both. Differentiating once more in the residuals raises DifferentiationError.
+The tangent of a ``jax.custom_jvp`` rule is ``linear(fun, transpose, residuals, tangents)``: forward mode runs
+``fun``, reverse mode ``transpose``. ``jax.vmap`` maps both. Differentiating once more in the residuals raises
+DifferentiationError.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ _linear.multiple_results = True
 
 
 def linear(fun, transpose, residuals, tangents):
-    """fun(residuals, tangents), linear in ``tangents``; ``transpose(residuals, cotangents)`` gives those of ``tangents``.
+    """fun(residuals, tangents), linear in ``tangents``; ``transpose(residuals, cotangents)`` gives those of
+    ``tangents``.
 
     Both take and return pytrees of inexact arrays (``residuals`` may hold integers).
     """

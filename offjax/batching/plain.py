@@ -1,8 +1,9 @@
-"""The plain path of a batch: every conformer's terms concatenated into one flat list, and JAX's own differentiation.
+"""The plain path of a batch: every conformer's terms concatenated into one flat list, and JAX's own
+differentiation.
 
 It holds every term of every conformer at once, but it is a direct transcription of the energy (the kernels of
-:mod:`offjax.terms` over index arrays) and can be differentiated in any mode and to any order. The chunked path is tested
-against it.
+:mod:`offjax.terms` over index arrays) and can be differentiated in any mode and to any order. The chunked
+path is tested against it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Sums of many rows into few, as a tree of gathers.
 
-A scatter-add runs one row after the other on a CPU; gathering eight rows at a time and adding them runs at full width.
-Each row has a target and a sign. Stage one adds up to eight rows of one target and one sign, later stages add what the
-stage before left over. The tables are made once, on the host.
+A scatter-add runs one row after the other on a CPU; gathering eight rows at a time and adding them runs at
+full width. Each row has a target and a sign. Stage one adds up to eight rows of one target and one sign,
+later stages add what the stage before left over. The tables are made once, on the host.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ WIDTH = 8
 
 
 class Groups(NamedTuple):
-    """Stage one of some molecule: ``rows`` (n_groups, WIDTH) with -1 for nothing, ``sign`` and ``target`` (n_groups,)."""
+    """Stage one of some molecule: ``rows`` (n_groups, WIDTH) with -1 for nothing, ``sign`` and ``target``
+    (n_groups,).
+    """
 
     rows: np.ndarray
     sign: np.ndarray

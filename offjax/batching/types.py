@@ -1,9 +1,9 @@
 """From the force-field vector to the few distinct values that the terms of many molecules share.
 
-Thousands of terms have the same parameters: they refer to a *type*, the values of the types are computed once a call.
-A bond or angle type is a (k, equilibrium) pair; a torsion type all cosines on one quadruple of atoms, as a polynomial in cos
-and sin of the torsion angle; a pair type two vdW types with the scale of their interaction. Charges have a type for the part that
-parameters explain, and an offset for each atom.
+Thousands of terms have the same parameters: they refer to a *type*, the values of the types are computed once
+a call. A bond or angle type is a (k, equilibrium) pair; a torsion type all cosines on one quadruple of atoms,
+as a polynomial in cos and sin of the torsion angle; a pair type two vdW types with the scale of their
+interaction. Charges have a type for the part that parameters explain, and an offset for each atom.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Typed(NamedTuple):
 
 
 class TypedMolecule(NamedTuple):
-    """One molecule: ``terms`` by kind (bonds, angles, torsions, pairs), Coulomb scale of the pairs, charges of the atoms."""
+    """One molecule: ``terms`` by kind (bonds, angles, torsions, pairs), Coulomb scale of the pairs, charges
+    of the atoms.
+    """
 
     n_atoms: int
     terms: Mapping[str, Typed]
@@ -44,9 +46,9 @@ class TypedMolecule(NamedTuple):
 class Types:
     """The distinct values as affine functions of the force-field vector.
 
-    ``bonds`` and ``angles`` (k, equilibrium); torsions: ``cosines`` (k, phase) of each distinct cosine with its polynomials
-    ``even`` (cosine, N + 1) and ``odd`` (cosine, N), ``torsions`` (type, width) the cosines of each type (-1: none);
-    ``atoms`` (sigma, epsilon), ``pairs`` (type, 2) with ``pair_scale``; ``charges``.
+    ``bonds`` and ``angles`` (k, equilibrium); torsions: ``cosines`` (k, phase) of each distinct cosine with
+    its polynomials ``even`` (cosine, N + 1) and ``odd`` (cosine, N), ``torsions`` (type, width) the cosines
+    of each type (-1: none); ``atoms`` (sigma, epsilon), ``pairs`` (type, 2) with ``pair_scale``; ``charges``.
     """
 
     bonds: tuple[Affine, Affine]
@@ -162,7 +164,9 @@ def _cosines(molecules):
 
 
 def _torsion_types(molecules, cosine_of):
-    """One torsion a quadruple of atoms (or its reverse: the angle is the same); its type is the list of its cosines."""
+    """One torsion a quadruple of atoms (or its reverse: the angle is the same); its type is the list of its
+    cosines.
+    """
     found: dict[tuple[int, ...], int] = {}
     typed = []
     for atoms, cosine in cosine_of:
