@@ -97,7 +97,9 @@ def prepare(molecule: TypedMolecule) -> Prepared:
         atoms = molecule.terms[name].atoms
         code = (block << _SHIFT) + np.arange(len(atoms))
         for end, s in zip(KINDS[name].vectors[vector], (-1, 1), strict=True):
-            rows.append(code), sign.append(np.full(len(code), s)), target.append(atoms[:, end])
+            rows.append(code)
+            sign.append(np.full(len(code), s))
+            target.append(atoms[:, end])
     forces = sums.group(*map(np.concatenate, (rows, sign, target)))
     counts = [len(molecule.terms[name].type) for name in KINDS]
     codes = np.concatenate([(block << _SHIFT) + np.arange(n) for block, n in enumerate(counts)])

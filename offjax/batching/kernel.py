@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +133,8 @@ def _stage(tables: ChunkTables, function, *arguments):
 
 def energies(p, tables: ChunkTables, x: Positions, forces: bool):
     """Energies (job, lane), and forces as three (atom, lane) components if asked for."""
-    terms, rows = [], []
+    terms: list[Any] = []
+    rows: list[Any] = []
     for name, kind in KINDS.items():
 
         def term(x, atoms, values, kind=kind):

@@ -8,8 +8,9 @@ path is tested against it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from jaxtyping import Array, Float
 from offjax.batching.instances import Affine, MoleculeTerms
 from offjax.terms import angles, bonds, electrostatics, torsions, vdw
 
-KERNELS = {
+KERNELS: dict[str, Callable[..., Any]] = {
     "Bonds": bonds.energies,
     "Angles": angles.energies,
     "ProperTorsions": torsions.energies,
