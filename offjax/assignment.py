@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offjax.errors import InputError
-from offjax.parameters import Label, Schema
+from offjax.parameters import Label, ParameterSet, Schema
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +53,9 @@ class AssignmentMatrix:
 
     def __matmul__(self, theta):
         """A @ theta for a vector (n_parameters,) or matrix (n_parameters, m); NumPy or traced JAX arrays."""
+        theta = _operand(theta, self.shape[1], "parameters")
         if not isinstance(theta, jax.Array):
-            return self.to_scipy() @ np.asarray(theta)
+            return self.to_scipy() @ theta
         columns, values = self.table
         values = jnp.asarray(values, theta.dtype).reshape(values.shape + (1,) * (theta.ndim - 1))
         return jnp.sum(values * theta[columns], axis=1)
@@ -110,6 +111,17 @@ class AssignmentMatrix:
         return f"AssignmentMatrix{self.shape} with {self.nnz} entries and {np.count_nonzero(self.offset)} offsets"
 
 
+def _operand(x, n: int, what: str):
+    """A vector (n,) or matrix (n, m) of floating-point numbers; a ParameterSet becomes its vector."""
+    if isinstance(x, ParameterSet):
+        x = x.to_vector()
+    if not isinstance(x, jax.Array):
+        x = np.asarray(x)
+    if x.ndim not in (1, 2) or x.shape[0] != n:
+        raise InputError(f"this matrix takes vectors of {n} {what}, got shape {x.shape}")
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)
+
+
 @dataclass(frozen=True, eq=False)
 class TransposedAssignment:
     """A.T: ``A.T @ dU_dslots`` -> (n_parameters,)."""
@@ -127,8 +139,9 @@ class TransposedAssignment:
         return self.matrix
 
     def __matmul__(self, cotangent):
+        cotangent = _operand(cotangent, self.shape[1], "slots")
         if not isinstance(cotangent, jax.Array):
-            return self.matrix.to_scipy().T @ np.asarray(cotangent)
+            return self.matrix.to_scipy().T @ cotangent
         matrix = self.matrix
         values = jnp.asarray(matrix.values, cotangent.dtype)
         rows = cotangent[matrix.rows]

@@ -149,9 +149,9 @@ class PotentialEnergy:
 
     def __repr__(self) -> str:
         s = self.static
-        return (
-            f"PotentialEnergy({s.n_atoms} atoms, {s.method}, {len(self.pairs.atoms)} pairs; {', '.join(self.sections)})"
-        )
+        cut = "" if s.cutoff is None else f" {s.cutoff:g} nm" + ("" if s.switch is None else f" from {s.switch:g} nm")
+        pairs = len(self.pairs.atoms)
+        return f"PotentialEnergy({s.n_atoms} atoms, {s.method}{cut}, {pairs} pairs; {', '.join(self.sections)})"
 
     # --- parameters -> instances ------------------------------------------------------------------------------------
 
@@ -305,6 +305,17 @@ def _host_cast(value, dtype):
     return value
 
 
+def in_nm(length):
+    """A length without unit, in nm: strips OpenFF/pint and OpenMM quantities."""
+    if hasattr(length, "m_as"):
+        return length.m_as("nanometer")
+    if hasattr(length, "value_in_unit"):
+        from openmm import unit
+
+        return length.value_in_unit(unit.nanometer)
+    return length
+
+
 def as_positions(positions):
     """Positions as an array in nm: strips OpenFF/pint and OpenMM quantities, refuses a silent loss of precision.
 
@@ -315,12 +326,7 @@ def as_positions(positions):
     InputError
         Not floating-point numbers.
     """
-    if hasattr(positions, "m_as"):
-        positions = positions.m_as("nanometer")
-    elif hasattr(positions, "value_in_unit"):
-        from openmm import unit
-
-        positions = positions.value_in_unit(unit.nanometer)
+    positions = in_nm(positions)
     if isinstance(positions, jax.Array):
         x = positions
     else:
@@ -347,7 +353,7 @@ def build(
     accumulate: str | None,
 ) -> PotentialEnergy:
     """The plain energy of a System; see :meth:`offjax.System.to_jax`."""
-    method, cutoff, switch = _method(system, nonbonded_method, cutoff, switch)
+    method, cutoff, switch = _method(system, nonbonded_method, in_nm(cutoff), in_nm(switch))
     if ewald_tolerance is not None or pme_grid is not None:
         raise UnsupportedError("ewald_tolerance and pme_grid belong to periodic Systems, not supported in this version")
     if accumulate not in (None, "float64"):

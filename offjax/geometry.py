@@ -6,6 +6,7 @@ derivative is zero by convention, in forward and reverse mode, to any order: the
 argument of the singular function is replaced before it is called.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -31,7 +32,10 @@ def norm(a: Points) -> Float[Array, "*batch"]:
 def safe_arctan2(y, x):
     """arctan2 with value and derivatives zero at the origin."""
     defined = (x != 0) | (y != 0)
-    return jnp.where(defined, jnp.arctan2(jnp.where(defined, y, 0.0), jnp.where(defined, x, 1.0)), 0.0)
+    y, x = jnp.where(defined, y, 0.0), jnp.where(defined, x, 1.0)
+    # the angle does not depend on the scale, but (x^2 + y^2)^2 in its second derivative underflows without it
+    scale = jax.lax.stop_gradient(1.0 / jnp.maximum(jnp.abs(x), jnp.abs(y)))
+    return jnp.where(defined, jnp.arctan2(y * scale, x * scale), 0.0)
 
 
 def angle(a: Points, b: Points, c: Points) -> Float[Array, "*batch"]:

@@ -177,7 +177,7 @@ class ParameterSet:
         """All values as one (n,) array, in the order of ``schema.flat``; NumPy in, NumPy out."""
         if all(isinstance(v, np.ndarray) for v in self._values):
             return np.concatenate(self._values) if self._values else np.zeros(0)
-        return jnp.concatenate([jnp.asarray(v) for v in self._values])
+        return jnp.concatenate([jnp.asarray(v) for v in self._values], axis=-1)
 
     def from_vector(self, vector) -> ParameterSet:
         """A ParameterSet of this schema with the values of ``vector``, shape (n,). May be traced."""
@@ -185,6 +185,7 @@ class ParameterSet:
             vector = np.asarray(vector)
         if vector.shape != (self.schema.size,):
             raise InputError(f"this force field has {self.schema.size} parameters, got shape {vector.shape}")
+        _check_real(vector)
         return ParameterSet(self.schema, [vector[s] for s in self.schema.slices.values()])
 
     def replace(self, section: str, attribute: str, values) -> ParameterSet:
@@ -195,6 +196,7 @@ class ParameterSet:
             raise InputError(
                 f"{section}/{attribute} has {chosen.stop - chosen.start} entries, got shape {np.shape(values)}"
             )
+        _check_real(values)
         position = list(self.schema.slices).index((section, attribute))
         return ParameterSet(self.schema, [values if i == position else v for i, v in enumerate(self._values)])
 
@@ -274,6 +276,13 @@ class ParameterSet:
         return f"<b>ParameterSet</b> of {self.schema.size} values" + self.to_dataframe().to_html(max_rows=20)
 
 
+def _check_real(values) -> None:
+    """Refuse complex numbers and text, which would lose something on the way to float64."""
+    dtype = values.dtype if hasattr(values, "dtype") else np.asarray(values).dtype
+    if dtype.kind not in "fiub" and not jnp.issubdtype(dtype, jnp.floating):
+        raise InputError(f"parameters are real numbers, got {dtype}")
+
+
 def _matches(label: Label, pattern: str) -> bool:
     if label.smirks == pattern:
         return True
@@ -297,7 +306,8 @@ def _in_md_units(values, column: Sequence[Label]):
         return np.asarray(values.value_in_unit_system(openmm_unit.md_unit_system), dtype=np.float64)
     if isinstance(values, jax.Array):
         return values
-    return np.array(values)
+    array = np.array(values)
+    return array.astype(np.float64) if array.dtype.kind in "iub" else array
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,9 +341,10 @@ class Selection:
         """The ParameterSet with the selected entries replaced by ``values``, shape (len(self),)."""
         if np.shape(values) != (len(self),):
             raise InputError(f"the selection has {len(self)} values, got shape {np.shape(values)}")
+        _check_real(values)
         vector = self.parameters.to_vector()
         if isinstance(values, jax.Array) or isinstance(vector, jax.Array):
-            dtype = jnp.result_type(values)
+            dtype = jnp.result_type(vector, values)
             return self.parameters.from_vector(jnp.asarray(vector, dtype=dtype).at[self.indices].set(values))
         vector = np.array(vector, dtype=np.float64)
         vector[self.indices] = values

@@ -53,6 +53,11 @@ class Topology:
         return int(self.offsets[-1])
 
     @property
+    def n_particles(self) -> int:
+        """Number of particles: atoms, as there are no virtual sites."""
+        return self.n_atoms
+
+    @property
     def n_molecules(self) -> int:
         return len(self.copies)
 

@@ -274,3 +274,10 @@ def test_wrong_shapes_are_refused(shape):
     s = system("CCO")
     with pytest.raises(InputError, match=r"positions must have shape \(9, 3\)"):
         s.to_jax()(s.parameters, np.zeros(shape))
+
+
+def test_cutoffs_may_be_quantities():
+    from openff.units import Quantity
+
+    energy = system("CCO").to_jax(nonbonded_method="CutoffNonPeriodic", cutoff=Quantity(8.0, "angstrom"))
+    assert "CutoffNonPeriodic 0.8 nm" in repr(energy)

@@ -97,3 +97,12 @@ def test_coordinates_are_invariant_under_rotation_and_translation(seed):
     y = Rotation.random(rng=rng).apply(x) + rng.normal(size=3)
     assert geometry.dihedral(*y) == pytest.approx(float(geometry.dihedral(*x)), abs=1e-9)
     assert geometry.angle(*y[:3]) == pytest.approx(float(geometry.angle(*x[:3])), abs=1e-12)
+
+
+def test_second_derivative_of_a_collinear_torsion_is_finite_in_float32():
+    from scipy.spatial.transform import Rotation
+
+    x = np.array([[0.0, 0, 0], [0.1, 0, 0], [0.2, 0, 0], [0.25, 0.1, 0]])
+    rotated = (Rotation.random(20, rng=np.random.default_rng(0)).as_matrix() @ x.T).transpose(0, 2, 1)
+    hessian = jax.jit(jax.vmap(jax.hessian(lambda y: jnp.cos(geometry.dihedral(*y)))))
+    assert np.all(np.isfinite(hessian(jnp.asarray(rotated, jnp.float32))))

@@ -134,3 +134,18 @@ def test_loaded_values_cannot_be_changed_in_place(p):
 
 def test_repr_names_sections(p):
     assert "Bonds(k: " in repr(p) and "<table" in p._repr_html_()
+
+
+def test_insert_never_rounds_the_other_entries(p):
+    chosen = p.select("Bonds/length", ["b1", "b14"])
+    kept = np.setdiff1d(np.arange(p.schema.size), chosen.indices)
+    for values in (jnp.array([1, 1]), jnp.asarray(chosen.to_vector(), jnp.float32), np.array([1, 1])):
+        q = chosen.insert(values)
+        assert np.array_equal(np.asarray(q.to_vector())[kept], p.to_vector()[kept])
+    with pytest.raises(InputError, match="real numbers"):
+        chosen.insert(np.array([1j, 1]))
+
+
+def test_stacked_parameters_become_stacked_vectors(p):
+    both = jax.tree.map(lambda v: jnp.stack([v, 2 * v]), p)
+    assert np.allclose(both.to_vector(), [p.to_vector(), 2 * p.to_vector()])

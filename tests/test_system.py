@@ -188,3 +188,15 @@ def test_reprs_are_readable():
     s = system("CCO")
     assert "8 slots" in repr(s) and "<table>" in s._repr_html_()
     assert "(8, " in repr(s.assignment["Bonds"]["k"]) and "8 slots" in repr(s.terms["Bonds"])
+
+
+def test_a_matrix_refuses_vectors_of_another_length():
+    s = system("CCO")
+    matrix, n = s.assignment["ProperTorsions"]["k"], s.parameters.schema.size
+    for vector in (np.ones(5), jnp.ones(5)):
+        with pytest.raises(InputError, match="vectors of"):
+            matrix @ vector
+        with pytest.raises(InputError, match="vectors of"):
+            matrix.T @ vector
+    assert np.allclose(matrix @ jnp.arange(n), matrix @ np.arange(n))
+    assert np.array_equal(matrix @ s.parameters, matrix @ s.parameters.to_vector())

@@ -87,8 +87,7 @@ def check_gradient(name, group, seed):
     direction /= np.linalg.norm(direction)
     analytic = float((gradient * direction).sum())
     energies = [
-        compute.dft(numbers, xyz + sign * FD_STEP * direction, gradient=False, conv_tol=1e-11)[0]
-        for sign in (1, -1)
+        compute.dft(numbers, xyz + sign * FD_STEP * direction, gradient=False, conv_tol=1e-11)[0] for sign in (1, -1)
     ]
     numerical = (energies[0] - energies[1]) / (2 * FD_STEP)
     offset = abs(compute.dft(numbers, xyz, gradient=False)[0] - group["dft_total_energy"][frame])
@@ -116,9 +115,7 @@ def dispersion_gradient(numbers, xyz):
 
 def main():
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", type=Path, default=compute.HERE / "small-molecules.h5")
     parser.add_argument(
         "--fd", nargs="*", default=["acetamide", "chloroethane"], help="molecules for the gradient check"

@@ -341,9 +341,7 @@ def done_molecules(path, attributes):
 
 def main():
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=HERE / "small-molecules.h5", help="HDF5 file")
     parser.add_argument("--frames", type=int, default=16, help="configurations per molecule")
     parser.add_argument("--temperature", type=float, default=500.0, help="sampling temperature in kelvin")

@@ -64,6 +64,9 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. The entry point of the console script."""
+    # Before anything imports JAX: XLA warns, at length, that programs from its cache were compiled with tuning
+    # preferences ("+prefer-no-gather") that are not processor features. The cache is kept apart by processor.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or os.environ.get("OFFJAX_DEBUG", "") not in ("", "0")
     try:

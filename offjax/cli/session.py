@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 def start() -> None:
     """Set this process up: JAX in float64 with its persistent compilation cache, AmberTools on PATH, few log lines."""
-    # XLA warns, at length, that programs from its cache were compiled with tuning preferences ("+prefer-no-gather")
-    # that are not processor features. The cache is kept apart by processor, so the warning has nothing to say here.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
 
     from offjax.parameterize import cache

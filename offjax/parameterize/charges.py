@@ -70,6 +70,15 @@ def assign(force_field: ForceField, molecule: Molecule, given: Sequence[Molecule
     )
 
 
+def _check_finite(molecule: Molecule, charges, source: str) -> None:
+    if len(bad := np.nonzero(~np.isfinite(charges))[0]):
+        i = int(bad[0])
+        raise InputError(
+            f"{describe(molecule)}: {source} gives {charges[i]} for atom {molecule.atom(i).symbol}{i}: charges "
+            "must be finite"
+        )
+
+
 def describe(molecule: Molecule) -> str:
     """Name and SMILES, for messages."""
     smiles = molecule.to_smiles(explicit_hydrogens=False, mapped=False)
@@ -89,6 +98,7 @@ def _given(molecule: Molecule, given: Sequence[Molecule] | None) -> np.ndarray |
             raise InputError(f"charge_from_molecules: {describe(other)} has no partial_charges")
         charges = np.zeros(molecule.n_atoms)
         values = other.partial_charges.m_as("elementary_charge")
+        _check_finite(other, values, "charge_from_molecules")
         # the map of an identical order is the identity, so that topologically equivalent atoms keep their own charge
         if all(a.atomic_number == b.atomic_number for a, b in zip(other.atoms, molecule.atoms, strict=True)) and (
             other.to_smiles(mapped=True) == molecule.to_smiles(mapped=True)
@@ -151,6 +161,11 @@ def compute(molecule: Molecule, method: str, extra: dict[str, str | None] | None
 
     copy = Molecule(molecule)
     with toolkit_registry() as registry:
+        if extra is not None and "NAGLToolkitWrapper" not in {type(w).__name__ for w in registry.registered_toolkits}:
+            raise UnassignedParameterError(
+                f"{describe(molecule)}: <NAGLCharges model_file={method!r}> needs NAGL, which is not installed: pip "
+                "install 'offjax[nagl]', or pass charge_from_molecules"
+            )
         try:
             if extra is None:
                 copy.assign_partial_charges(method, toolkit_registry=registry)
@@ -164,6 +179,7 @@ def compute(molecule: Molecule, method: str, extra: dict[str, str | None] | None
                 "'offjax[nagl]'; or pass charge_from_molecules"
             ) from error
     charges = np.asarray(copy.partial_charges.m_as("elementary_charge"), dtype=np.float64)
+    _check_finite(molecule, charges, f"charge method {method!r}")
     cache.write(name, {"charges": charges})
     return charges
 

@@ -76,13 +76,25 @@ def load(force_field) -> ForceField:
 
     if isinstance(force_field, ForceField):
         return force_field
+    if not isinstance(force_field, str | os.PathLike | Sequence):
+        raise InputError(
+            f"force_field must be a ForceField, a path or name, or several files, got {type(force_field).__name__}; "
+            "the order is from_smirnoff(force_field, topology)"
+        )
     files: Sequence[Any] = [force_field] if isinstance(force_field, str | os.PathLike) else list(force_field)
     if not files:
         raise InputError("no force field given: pass a ForceField, a path or name, or several files")
     names = [os.fspath(f) for f in files]
     try:
-        return ForceField(*names, allow_cosmetic_attributes=True)
+        loaded = ForceField(*names, allow_cosmetic_attributes=True)
+        _check_cosmetic(loaded, names)
+        return loaded
+    except InputError:
+        raise
     except OSError as error:
+        for name in names:
+            if Path(name).is_file():
+                _check_xml(name)
         raise InputError(_not_found(names)) from error
     except KeyError as error:
         if found := re.search(r"parameter handler class for tag '(\w+)'", str(error)):
@@ -93,6 +105,42 @@ def load(force_field) -> ForceField:
         raise InputError(f"force field {', '.join(names)}: KeyError: {error}") from error
     except Exception as error:
         raise InputError(f"force field {', '.join(names)}: {type(error).__name__}: {error}") from error
+
+
+COSMETIC = {"parameterize", "parameter_eval", "source", "comment", "description", "note", "notes", "provenance", "name"}
+"""Attributes outside the specification that mean nothing for the energy: ForceBalance's tags and remarks of people."""
+
+
+def _check_cosmetic(force_field: ForceField, names: Sequence[str]) -> None:
+    """Refuse attributes that nobody knows: a misspelt ``idivf1`` would otherwise change the energy silently."""
+    import difflib
+
+    for section in force_field.registered_parameter_handlers:
+        handler = force_field.get_parameter_handler(section)
+        for holder in (handler, *(handler.parameters or ())):
+            for attribute in getattr(holder, "_cosmetic_attribs", ()):
+                if attribute.lower() in COSMETIC:
+                    continue
+                where = f"<{section}>" if holder is handler else f"<{section}> {holder.id or ''} {holder.smirks}"
+                known = list(holder._get_parameter_attributes()) + [str(a) for a in vars(holder)]
+                close = difflib.get_close_matches(attribute.rstrip("0123456789"), [k.strip("_") for k in known], n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise InputError(
+                    f"force field {', '.join(names)}: {where} has an unknown attribute {attribute!r}{hint}. "
+                    "Load it yourself with ForceField(..., allow_cosmetic_attributes=True) if it is only a remark"
+                )
+
+
+def _check_xml(path: str) -> None:
+    """Name the line where a file stops being XML."""
+    import xml.etree.ElementTree as ElementTree
+
+    try:
+        ElementTree.parse(path)
+    except ElementTree.ParseError as error:
+        raise InputError(f"force field {path} is not a valid OFFXML file: {error}") from error
+    except OSError as error:
+        raise InputError(f"force field {path} cannot be read: {error.strerror or error}") from error
 
 
 def _not_found(names: Sequence[str]) -> str:

@@ -32,13 +32,26 @@ def assign(force_field: ForceField, molecule: Molecule) -> dict[str, np.ndarray]
             continue
         handler = force_field.get_parameter_handler(section)
         rows = {id(parameter): row for row, parameter in enumerate(handler.parameters)}
-        matches = sorted(
-            (tuple(map(int, atoms)), rows[id(m.parameter_type)]) for atoms, m in handler.find_matches(topology).items()
-        )
+        try:
+            found_matches = handler.find_matches(topology)
+        except Exception as error:
+            raise _blame(section, handler, topology) or error from error
+        matches = sorted((tuple(map(int, atoms)), rows[id(m.parameter_type)]) for atoms, m in found_matches.items())
         found[f"{section}.atoms"] = np.array([a for a, _ in matches], dtype=np.int32).reshape(-1, body)
         found[f"{section}.rows"] = np.array([row for _, row in matches], dtype=np.int32)
     _check_coverage(molecule, found)
     return found
+
+
+def _blame(section: str, handler, topology) -> InputError | None:
+    """The parameter whose SMIRKS cannot be matched at all, as an error that names it."""
+    for parameter in handler.parameters:
+        try:
+            topology.chemical_environment_matches(parameter.smirks)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            return InputError(f"<{section}> parameter {parameter.id or ''}: bad SMIRKS {parameter.smirks!r}: {reason}")
+    return None
 
 
 def _check_coverage(molecule: Molecule, found: dict[str, np.ndarray]) -> None:

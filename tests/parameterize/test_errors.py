@@ -130,3 +130,37 @@ def test_topology_box_and_molecules_are_taken_over():
     made = offjax.System.from_smirnoff("tip3p.offxml", topology)
     np.testing.assert_allclose(made.box, np.diag([3.0, 3.1, 3.2]))
     assert made.topology.n_molecules == 3 and len(made.topology.molecules) == 1
+
+
+def test_a_misspelt_attribute_is_named(tmp_path):
+    source = ForceField("offjax-teaching-1.0.offxml").to_string().replace("idivf1=", "idivf_1=")
+    path = tmp_path / "misspelt.offxml"
+    path.write_text(source)
+    with pytest.raises(offjax.InputError, match="unknown attribute 'idivf_1'; did you mean idivf"):
+        parameterize(str(path))
+
+
+def test_a_truncated_force_field_names_file_and_line(tmp_path):
+    path = tmp_path / "cut.offxml"
+    path.write_text(ForceField("offjax-water3-1.0.offxml").to_string()[:600])
+    with pytest.raises(offjax.InputError, match="cut.offxml is not a valid OFFXML file: .*line"):
+        parameterize(str(path))
+
+
+def test_a_bad_smirks_names_its_parameter():
+    broken = ForceField("offjax-water3-1.0.offxml")
+    broken["Bonds"].parameters[0]._smirks = "[#1:1]-[#8:2"
+    with pytest.raises(offjax.InputError, match="<Bonds> parameter .*bad SMIRKS"):
+        parameterize(broken)
+
+
+def test_charges_that_are_not_numbers_are_refused():
+    water = zero("O")
+    water.partial_charges = Quantity(np.array([0.0, np.nan, 0.0]), "elementary_charge")
+    with pytest.raises(offjax.InputError, match="charge_from_molecules gives nan for atom H1"):
+        parameterize("offjax-teaching-1.0.offxml", charge_from_molecules=[water])
+
+
+def test_swapped_arguments_are_noticed():
+    with pytest.raises(offjax.InputError, match=r"from_smirnoff\(force_field, topology\)"):
+        offjax.System.from_smirnoff(smiles("O"), "offjax-water3-1.0.offxml")
