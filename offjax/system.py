@@ -339,14 +339,14 @@ class System:
 
     def __repr__(self) -> str:
         lines = [f"System: {self.topology.formula()}; {self.n_particles} particles; force field {self.parameters!r}"]
-        covered = self.used
         for section, term in self.terms.items():
-            touched = sum(int(np.count_nonzero(v)) for v in covered[section].values()) if section in covered else 0
+            columns = [m.columns[m.values != 0] for m in self.assignment[section].values()]
+            touched = len(np.unique(np.concatenate([np.zeros(0, np.int64), *columns])))
             off = int(np.count_nonzero(~self.active[section][term.slot]))
             note = f", {off} replaced by constraints" if off else ""
             lines.append(
                 f"  {section:<18}{term.n_slots:>8} slots {term.n_instances:>9} instances  "
-                f"{touched} parameters of this section used{note}"
+                f"made by {touched} parameters{note}"
             )
         return "\n".join(lines)
 

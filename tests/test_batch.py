@@ -402,3 +402,14 @@ def test_few_programs_are_compiled_whatever_the_number_of_molecules():
         counts.append(tuple(map(int, ran.stdout.split())))
     assert counts[0] == counts[1]
     assert counts[0][0] <= 4 and counts[0][1] == 0
+
+
+@pytest.mark.parametrize("smiles", [["O"], ["[Cl-]"], ["C"], ["[Cl-]", "O"]])
+def test_batches_of_only_tiny_molecules(smiles):
+    systems = [samples.system(s, "openff-2.2.1.offxml") for s in smiles]
+    batch = offjax.SystemBatch.from_systems(systems)
+    p, x = systems[0].parameters, [samples.positions(s) for s in smiles]
+    energies, forces = batch.energies_and_forces(p, batch.pack(x))
+    expected = [float(s.to_jax()(p, y)) for s, y in zip(systems, x, strict=True)]
+    np.testing.assert_allclose(energies, expected, rtol=1e-9, atol=1e-9)
+    assert forces.shape == (sum(map(len, x)), 3) and np.all(np.isfinite(forces))
