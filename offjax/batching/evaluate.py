@@ -12,7 +12,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jax.experimental.xla_metadata import set_xla_metadata
 
 from offjax.batching import kernel
 from offjax.batching.chunks import Chunks
@@ -41,24 +40,11 @@ def _direct(forces: bool, p, x, chunks: Chunks):
         p, x, tables = arguments
         return kernel.energies(p, tables, tuple(x), forces)
 
-    energy, force = _over_chunks(one, (p, x, chunks.tables))
+    energy, force = jax.lax.map(one, (p, x, chunks.tables))
     energy = _at(energy.reshape(-1), chunks.energy_row)
     if not forces:
         return energy, None
     return energy, jnp.stack([_at(f.reshape(-1), chunks.force_row) for f in force], axis=-1)
-
-
-def _over_chunks(one, arguments):
-    """``jax.lax.map`` as one sequential kernel.
-
-    On a CPU, XLA would run each operation of the loop apart and share them out among threads, whose caches then wait
-    for each other: twice the time. The attributes mark the loop as a call that is compiled as a whole.
-    """
-    run = jax.jit(partial(jax.lax.map, one))
-    if jax.default_backend() != "cpu":
-        return run(arguments)
-    with set_xla_metadata(inlineable="false", xla_cpu_small_call="true"):
-        return run(arguments)
 
 
 def _at(values, index):
@@ -128,5 +114,5 @@ def _pull(forces, moving, primals, cotangents):
         gradient = kernel.parameter_gradient(p, tables, tuple(x), w, None if v is None else tuple(v))
         return gradient, kernel.position_gradient(p, tables, tuple(x), w, v) if moving else None
 
-    gradient, position = _over_chunks(one, (p, x, chunks.tables, w, v))
+    gradient, position = jax.lax.map(one, (p, x, chunks.tables, w, v))
     return gradient, position
