@@ -40,7 +40,14 @@ GRADIENT_TOLERANCE = 1e-6
 SECTIONS = ("Bonds", "Angles", "ProperTorsions", "ImproperTorsions", "vdW", "Electrostatics")
 NONBONDED = ("vdW", "Electrostatics")
 
-ABSOLUTE_STEPS = {"phase": 5e-3, "angle": 1e-2, "charge": 1e-2, "charge_increment": 1e-2}
+ABSOLUTE_STEPS = {
+    "phase": 5e-3,
+    "angle": 1e-2,
+    "outOfPlaneAngle": 1e-2,
+    "inPlaneAngle": 1e-2,
+    "charge": 1e-2,
+    "charge_increment": 1e-2,
+}
 """Steps in MD units (rad, e) of attributes whose natural scale is not their value."""
 RELATIVE_STEP = 2e-3
 
@@ -168,11 +175,14 @@ def openmm_energies_and_forces(system: System, conformers: np.ndarray) -> tuple[
     context = openmm.Context(exported, openmm.VerletIntegrator(0.001), platform)
     terms: dict[str, list[float]] = {groups[g]: [] for g in sorted(groups)}
     forces = []
+    n = system.topology.n_atoms
+    sites = np.zeros((system.n_particles - n, 3))
     for x in conformers:
-        context.setPositions(x)
+        context.setPositions(np.concatenate([x, sites]))
+        context.computeVirtualSites()
         for group, term in groups.items():
             terms[term].append(context.getState(getEnergy=True, groups={group}).getPotentialEnergy()._value)
-        forces.append(context.getState(getForces=True).getForces(asNumpy=True)._value)
+        forces.append(context.getState(getForces=True).getForces(asNumpy=True)._value[:n])
     return {term: np.array(values) for term, values in terms.items()}, np.array(forces)
 
 

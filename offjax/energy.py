@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from offjax import virtual_sites
 from offjax.constants import REACTION_FIELD_DIELECTRIC
 from offjax.errors import InputError, PrecisionError, UnsupportedError
 from offjax.nonbonded import molecule_pairs
@@ -36,6 +37,7 @@ class _Static:
 
     schema: Schema
     n_atoms: int
+    n_particles: int
     method: str
     cutoff: float | None
     switch: float | None
@@ -62,6 +64,7 @@ class _Section:
     active: Array
     atoms: Array
     periodicity: Array | None
+    kind: Array | None
 
 
 @jax.tree_util.register_dataclass
@@ -80,9 +83,11 @@ class PotentialEnergy:
     """``energy(parameters, positions) -> scalar``, kJ/mol: a callable pytree with identity hash.
 
     ``jax.jit``, ``grad``, ``jacfwd``, ``vmap``, ``hessian`` and ``checkpoint`` accept it directly. Passed as an
-    argument of a jitted function, Systems of equal shapes share one compiled program. Positions (n_atoms, 3) are in
-    nm. The parameters are cast to the dtype of the positions; ``jax.vjp(energy, parameters, positions)`` gives
-    dU/dtheta for every force-field parameter and minus the forces in one pass.
+    argument of a jitted function, Systems of equal shapes share one compiled program. Positions (n_atoms, 3) or
+    (n_particles, 3) are in nm; the rows of virtual sites, after those of all atoms, are ignored and computed from
+    parameters and atoms, so that forces on sites act on the atoms. The parameters are cast to the dtype of the
+    positions; ``jax.vjp(energy, parameters, positions)`` gives dU/dtheta for every force-field parameter and minus the
+    forces in one pass.
     """
 
     def __init__(self, table: _Table, sections: dict[str, _Section], pairs: _Pairs, static: _Static):
@@ -144,14 +149,20 @@ class PotentialEnergy:
         )
 
     def place_sites(self, p: ParameterSet, x):
-        """Positions of all particles; without virtual sites, which this version does not support, ``x`` itself."""
-        return self._positions(x, None, None)
+        """Positions (n_particles, 3) nm of all particles: the atoms of ``x`` and the virtual sites of parameters ``p``.
+
+        ``x`` has shape (n_atoms, 3) or (n_particles, 3), nm. Differentiable in ``p`` and ``x``.
+        """
+        x = self._positions(x, None, None)
+        self._check(p)
+        return _place(self._host_cast(x.dtype), jax.tree.map(lambda v: _host_cast(v, x.dtype), p), x)
 
     def __repr__(self) -> str:
         s = self.static
         cut = "" if s.cutoff is None else f" {s.cutoff:g} nm" + ("" if s.switch is None else f" from {s.switch:g} nm")
         pairs = len(self.pairs.atoms)
-        return f"PotentialEnergy({s.n_atoms} atoms, {s.method}{cut}, {pairs} pairs; {', '.join(self.sections)})"
+        sites = f", {s.n_particles - s.n_atoms} virtual sites" if s.n_particles > s.n_atoms else ""
+        return f"PotentialEnergy({s.n_atoms} atoms{sites}, {s.method}{cut}, {pairs} pairs; {', '.join(self.sections)})"
 
     # --- parameters -> instances ------------------------------------------------------------------------------------
 
@@ -200,15 +211,24 @@ class PotentialEnergy:
             raise UnsupportedError(
                 f"this energy is not periodic ({self.static.method}); call it without box and neighbors"
             )
-        x = as_positions(positions)
-        if x.shape != (self.static.n_atoms, 3):
+        x, n, all_particles = as_positions(positions), self.static.n_atoms, self.static.n_particles
+        if x.shape not in ((n, 3), (all_particles, 3)):
             hint = "; use jax.vmap(energy, (None, 0)) for many conformers" if x.ndim == 3 else ""
-            raise InputError(f"positions must have shape ({self.static.n_atoms}, 3) in nm, got {x.shape}{hint}")
-        return x
+            sites = f" or ({all_particles}, 3) with virtual sites" if all_particles > n else ""
+            raise InputError(f"positions must have shape ({n}, 3){sites} in nm, got {x.shape}{hint}")
+        return x[:n]
 
     # --- instances -> energies --------------------------------------------------------------------------------------
 
+    def _with_sites(self, values, x) -> Float[Array, "particle 3"]:
+        """The atoms ``x`` followed by the virtual sites."""
+        if "VirtualSites" not in self.sections:
+            return x
+        section = self.sections["VirtualSites"]
+        return jnp.concatenate([x, virtual_sites.positions(x, section.atoms, section.kind, **values["VirtualSites"])])
+
     def _energies(self, values, x) -> dict[str, Float[Array, ""]]:
+        x = self._with_sites(values, x)
         energies = {}
         if "Bonds" in self.sections:
             energies["Bonds"] = self._sum(
@@ -289,6 +309,11 @@ def _at_instances(energy: PotentialEnergy, instances, x):
     return energy._energies(instances, x)
 
 
+@jax.jit
+def _place(energy: PotentialEnergy, p: ParameterSet, x):
+    return energy._with_sites(energy._instances(energy._slots(p, x.dtype)), x)
+
+
 def _total(energies: Mapping[str, Float[Array, ""]]) -> Float[Array, ""]:
     return sum(energies.values(), start=jnp.zeros((), next(iter(energies.values())).dtype) if energies else 0.0)
 
@@ -363,7 +388,7 @@ def build(
 
     if system.n_particles > MAX_ATOMS:
         raise UnsupportedError(
-            f"{system.n_particles} atoms: to_jax() uses all pairs and takes at most {MAX_ATOMS} atoms; use "
+            f"{system.n_particles} particles: to_jax() uses all pairs and takes at most {MAX_ATOMS}; use "
             "to_openmm() or a smaller System"
         )
     sections: dict[str, _Section] = {}
@@ -373,13 +398,16 @@ def build(
         if name == "Constraints":
             continue
         active = np.nonzero(system.active[name][term.slot])[0].astype(np.int32)
-        periodicity = None if term.periodicity is None else term.periodicity[term.slot[active]].astype(np.int32)
-        sections[name] = _Section(term.slot, active, term.atoms[active], periodicity)
+        periodicity, kind = (
+            None if v is None else v[term.slot[active]].astype(np.int32) for v in (term.periodicity, term.kind)
+        )
+        sections[name] = _Section(term.slot, active, term.atoms[active], periodicity, kind)
         for attribute, matrix in system.assignment[name].items():
             start = layout[-1][3] if layout else 0
             layout.append((name, attribute, start, start + matrix.shape[0]))
             matrices.append(matrix)
-    static = _Static(system.parameters.schema, system.n_particles, method, cutoff, switch, accumulate, tuple(layout))
+    n_atoms, n_particles = system.topology.n_atoms, system.n_particles
+    static = _Static(system.parameters.schema, n_atoms, n_particles, method, cutoff, switch, accumulate, tuple(layout))
     return PotentialEnergy(_table(matrices), sections, _pairs(system), static)
 
 
@@ -407,7 +435,7 @@ def pairs(system: System):
     atoms = topology.tile([e.atoms for e in system.exceptions], 2)
     vdw_scale = np.concatenate([np.zeros(0), *(system.exceptions[u].vdw_scale for u in topology.copies)])
     coulomb_scale = np.concatenate([np.zeros(0), *(system.exceptions[u].coulomb_scale for u in topology.copies)])
-    return molecule_pairs(topology.n_atoms, atoms, vdw_scale, coulomb_scale)
+    return molecule_pairs(topology.n_particles, atoms, vdw_scale, coulomb_scale)
 
 
 def _method(system: System, method: str | None, cutoff: float | None, switch: float | None):

@@ -27,7 +27,9 @@ class Term:
 
     A *slot* belongs to a unique molecule: ``slot_atoms`` (n_slots, body) are local atom indices, ``slot_molecule``
     (n_slots,) the unique molecule. An *instance* is the slot's use in one copy: ``atoms`` (n_instances, body) are
-    global indices, ``slot`` (n_instances,) the slot. ``periodicity`` (n_slots,) is there for torsions only.
+    global indices, ``slot`` (n_instances,) the slot. ``periodicity`` (n_slots,) is there for torsions only, ``kind``
+    (n_slots,), an index into :data:`offjax.virtual_sites.KINDS`, for virtual sites only. Instances of one particle
+    each (vdW, Electrostatics, GBSA) are in the order of the particles.
     """
 
     section: str
@@ -36,9 +38,10 @@ class Term:
     atoms: np.ndarray
     slot: np.ndarray
     periodicity: np.ndarray | None = None
+    kind: np.ndarray | None = None
 
     @classmethod
-    def build(cls, section: str, slot_atoms, slot_molecule, topology: Topology, periodicity=None) -> Term:
+    def build(cls, section: str, slot_atoms, slot_molecule, topology: Topology, periodicity=None, kind=None) -> Term:
         """Make the instances from slots that are sorted by molecule."""
         body = slot_atoms.shape[1]
         n = len(topology.molecules)
@@ -46,7 +49,10 @@ class Term:
         atoms = topology.tile([slot_atoms[bounds[u] : bounds[u + 1]] for u in range(n)], body)
         parts = [np.arange(bounds[u], bounds[u + 1]) for u in topology.copies]
         slot = np.concatenate([np.zeros(0), *parts]).astype(np.int32)
-        return cls(section, slot_atoms.astype(np.int32), slot_molecule.astype(np.int32), atoms, slot, periodicity)
+        if body == 1 and topology.n_particles > topology.n_atoms:
+            order = np.argsort(atoms[:, 0])
+            atoms, slot = atoms[order], slot[order]
+        return cls(section, slot_atoms.astype(np.int32), slot_molecule.astype(np.int32), atoms, slot, periodicity, kind)
 
     @property
     def n_slots(self) -> int:
@@ -327,18 +333,22 @@ class System:
 
     @property
     def n_particles(self) -> int:
-        """Number of particles: atoms (and, in OpenMM's order, virtual sites after them)."""
-        return self.topology.n_atoms
+        """Number of particles: all atoms, then all virtual sites."""
+        return self.topology.n_particles
 
     @property
     def digest(self) -> str:
         """SHA-256 of force field and topology: equal for Systems with the same slots."""
         import hashlib
 
-        return hashlib.sha256((self.parameters.digest + self.topology.digest).encode()).hexdigest()
+        text = self.parameters.digest + self.topology.digest
+        if self.n_particles > self.topology.n_atoms:
+            sites = self.terms["VirtualSites"]
+            text += repr((np.asarray(sites.slot_atoms).tolist(), np.asarray(sites.kind).tolist()))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def __repr__(self) -> str:
-        lines = [f"System: {self.topology.formula()}; {self.n_particles} particles; force field {self.parameters!r}"]
+        lines = [f"System: {self.topology.formula()}; {self._particles()}; force field {self.parameters!r}"]
         for section, term in self.terms.items():
             columns = [m.columns[m.values != 0] for m in self.assignment[section].values()]
             touched = len(np.unique(np.concatenate([np.zeros(0, np.int64), *columns])))
@@ -350,13 +360,17 @@ class System:
             )
         return "\n".join(lines)
 
+    def _particles(self) -> str:
+        sites = self.n_particles - self.topology.n_atoms
+        return f"{self.n_particles} particles" + (f", {sites} of them virtual sites" if sites else "")
+
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td>{s}</td><td>{t.n_slots}</td><td>{t.n_instances}</td><td>{', '.join(self.assignment[s])}</td></tr>"
             for s, t in self.terms.items()
         )
         return (
-            f"<b>System</b>: {self.topology.formula()}; {self.n_particles} particles; "
+            f"<b>System</b>: {self.topology.formula()}; {self._particles()}; "
             f"{self.parameters.schema.size} force-field parameters"
             f"<table><tr><th>section</th><th>slots</th><th>instances</th><th>attributes</th></tr>{rows}</table>"
         )

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,8 @@ class Molecule:
     """One unique molecule in one atom order; its copies share its parameter slots.
 
     ``smiles`` is fully mapped (map number = atom index + 1), so it carries the whole chemistry and the order.
-    ``residues`` holds (residue name, residue number, chain id) for each atom where the input knew them.
+    ``residues`` holds (residue name, residue number, chain id) for each atom where the input knew them. ``site_names``
+    are the names of its virtual sites, whose local indices follow those of the atoms.
     """
 
     smiles: str
@@ -29,15 +31,29 @@ class Molecule:
     bond_orders: np.ndarray
     atom_names: tuple[str, ...]
     residues: tuple[tuple[str, str, str], ...] = ()
+    site_names: tuple[str, ...] = ()
 
     @property
     def n_atoms(self) -> int:
         return len(self.atomic_numbers)
 
+    @property
+    def n_sites(self) -> int:
+        return len(self.site_names)
+
+    @property
+    def n_particles(self) -> int:
+        """Atoms and virtual sites."""
+        return self.n_atoms + self.n_sites
+
 
 @dataclass(frozen=True, eq=False)
 class Topology:
-    """Unique molecules and ``copies``: for each molecule of the system, in order, the index of its unique molecule."""
+    """Unique molecules and ``copies``: for each molecule of the system, in order, the index of its unique molecule.
+
+    The particles of a system are the atoms of all molecules, then the virtual sites of all molecules, as in the OpenMM
+    Systems that OpenFF Interchange makes.
+    """
 
     molecules: tuple[Molecule, ...]
     copies: np.ndarray
@@ -52,10 +68,16 @@ class Topology:
     def n_atoms(self) -> int:
         return int(self.offsets[-1])
 
+    @cached_property
+    def site_offsets(self) -> np.ndarray:
+        """(n_copies + 1,) index of the first virtual site of each molecule, and the number of particles."""
+        counts = np.array([m.n_sites for m in self.molecules], dtype=np.int64)
+        return self.n_atoms + np.concatenate([[0], np.cumsum(counts[self.copies])]).astype(np.int64)
+
     @property
     def n_particles(self) -> int:
-        """Number of particles: atoms, as there are no virtual sites."""
-        return self.n_atoms
+        """Number of particles: atoms and virtual sites."""
+        return int(self.site_offsets[-1])
 
     @property
     def n_molecules(self) -> int:
@@ -63,8 +85,9 @@ class Topology:
 
     @cached_property
     def masses(self) -> np.ndarray:
-        """(n_atoms,) amu."""
-        return np.concatenate([self.molecules[u].masses for u in self.copies])
+        """(n_particles,) amu; virtual sites have none."""
+        sites = np.zeros(self.n_particles - self.n_atoms)
+        return np.concatenate([*(self.molecules[u].masses for u in self.copies), sites])
 
     @cached_property
     def atomic_numbers(self) -> np.ndarray:
@@ -78,7 +101,14 @@ class Topology:
 
     def tile(self, local: Sequence[np.ndarray], width: int) -> np.ndarray:
         """Global indices of per-molecule index arrays, one (n_u, width) array a unique molecule."""
-        parts = [local[u] + self.offsets[c] for c, u in enumerate(self.copies)]
+        atoms, sites = self.offsets, self.site_offsets
+        parts = []
+        for c, u in enumerate(self.copies):
+            molecule = self.molecules[u]
+            shift: Any = atoms[c]
+            if molecule.n_sites:
+                shift = np.where(local[u] < molecule.n_atoms, shift, sites[c] - molecule.n_atoms)
+            parts.append(local[u] + shift)
         return np.concatenate([np.zeros((0, width)), *parts]).astype(np.int32).reshape(-1, width)
 
     @cached_property

@@ -9,6 +9,7 @@ import numpy as np
 
 from offjax.errors import InputError
 from offjax.interop.files import write_atomically
+from offjax.parameterize import forcefield
 from offjax.parameters import Label
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def to_force_field(system: System, p: ParameterSet | None = None) -> ForceField:
     Raises
     ------
     InputError
-        ``p`` belongs to another force field, or has values that are not finite.
+        ``p`` belongs to another force field, or has values that are not finite or that SMIRNOFF does not allow.
     """
     from openff.toolkit import ForceField
 
@@ -55,7 +56,7 @@ def to_offxml(system: System, path, p: ParameterSet | None = None) -> None:
     InputError
         The directory does not exist or cannot be written, or see :func:`to_force_field`.
     """
-    write_atomically(path, to_force_field(system, p).to_string().encode())
+    write_atomically(path, forcefield.text(to_force_field(system, p)).encode())
 
 
 def _write(force_field: ForceField, label: Label, value: float) -> None:
@@ -65,6 +66,11 @@ def _write(force_field: ForceField, label: Label, value: float) -> None:
         raise InputError(f"{label} is {value}: a force field holds finite numbers only")
     parameter = force_field.get_parameter_handler(label.section).parameters[label.row]
     stored = getattr(parameter, label.attribute)
+    if label.attribute == "outOfPlaneAngle" and parameter.match == "once" and parameter.type == "DivalentLonePair":
+        raise InputError(
+            f'{label} became {value} rad, but a DivalentLonePair of match="once" lies in the plane of its atoms: keep '
+            'it at 0, or use match="all_permutations"'
+        )
     if label.term is not None and label.bond_order is not None:
         holder, key = stored[label.term - 1], label.bond_order
     elif label.term is not None:

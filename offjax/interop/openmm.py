@@ -10,6 +10,7 @@ import numpy as np
 
 from offjax.errors import InputError, UnsupportedError
 from offjax.topology import Molecule
+from offjax.virtual_sites import N_ATOMS, X_WEIGHTS, Y_WEIGHTS, local_positions
 
 if TYPE_CHECKING:
     import openmm
@@ -33,7 +34,9 @@ def to_openmm(
 
     HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce (propers, then impropers) and ONE NonbondedForce whose
     exceptions hold the 1-2 and 1-3 pairs with zero and the 1-4 pairs with scaled charge product and epsilon. Slots that
-    constraints replace (``system.active``) make no term. No CMMotionRemover is added.
+    constraints replace (``system.active``) make no term. Virtual sites are LocalCoordinatesSites after all atoms, at
+    the points of :mod:`offjax.virtual_sites`, so that OpenMM moves their forces to the same atoms. No CMMotionRemover
+    is added.
 
     Without box the method is NoCutoff; with box (which becomes the default box vectors) what the force field asks
     for: PME, LJPME for ``<vdW periodic_method="Ewald3D">``, CutoffPeriodic for reaction field or for a force field
@@ -63,6 +66,7 @@ def to_openmm(
     made = openmm.System()
     for mass in _masses(system, hydrogen_mass).tolist():
         made.addParticle(mass)
+    _add_virtual_sites(system, values, made)
     if system.box is not None:
         made.setDefaultPeriodicBoxVectors(*system.box.tolist())
     if "Constraints" in system.terms:
@@ -108,6 +112,22 @@ def _slots(system: System, p: ParameterSet | None) -> dict[str, dict[str, np.nda
         names = "; ".join(str(label) for label, _ in system.assignment["vdW"]["epsilon"].parameters_of(n))
         raise InputError(f"vdW/epsilon is negative in slot {n}, from {names}: OpenMM's mixing rule has no value for it")
     return slots
+
+
+def _add_virtual_sites(system: System, values, made: openmm.System) -> None:
+    import openmm
+
+    if "VirtualSites" not in system.terms:
+        return
+    term = system.terms["VirtualSites"]
+    kinds = np.asarray(term.kind)[term.slot].tolist()
+    local = np.asarray(local_positions(**values["VirtualSites"]))[term.slot]
+    first = system.topology.n_atoms
+    for n, (atoms, kind, point) in enumerate(zip(term.atoms.tolist(), kinds, local.tolist(), strict=True)):
+        width = N_ATOMS[kind]
+        origin = [1.0] + [0.0] * (width - 1)
+        x, y = X_WEIGHTS[kind, :width].tolist(), Y_WEIGHTS[kind, :width].tolist()
+        made.setVirtualSite(first + n, openmm.LocalCoordinatesSite(atoms[:width], origin, x, y, point))
 
 
 # --- valence ----------------------------------------------------------------------------------------------------------
@@ -243,12 +263,17 @@ def _nonbonded_force(system: System, values, method: _Method) -> openmm.Nonbonde
     exceptions = [
         _exceptions(system.exceptions[u], charges[u], sigmas[u], epsilons[u]) for u in range(len(topology.molecules))
     ]
+    n_atoms = [m.n_atoms for m in topology.molecules]
     for u in topology.copies.tolist():
-        for particle in particles[u]:
+        for particle in particles[u][: n_atoms[u]]:
             force.addParticle(*particle)
-    for u, start in zip(topology.copies.tolist(), topology.offsets.tolist(), strict=False):
-        for i, j, product, sigma, epsilon in exceptions[u]:
-            force.addException(start + i, start + j, product, sigma, epsilon)
+    for u in topology.copies.tolist():
+        for particle in particles[u][n_atoms[u] :]:
+            force.addParticle(*particle)
+    pairs = iter(topology.tile([e.atoms for e in system.exceptions], 2).tolist())
+    for u in topology.copies.tolist():
+        for product, sigma, epsilon in exceptions[u]:
+            force.addException(*next(pairs), product, sigma, epsilon)
     return force
 
 
@@ -257,8 +282,8 @@ def _both(system: System) -> bool:
 
 
 def _per_molecule(system: System, values, section: str, attribute: str, default: float) -> list[np.ndarray]:
-    """One array (n_atoms,) a unique molecule; ``default`` where the section is left out."""
-    arrays = [np.full(m.n_atoms, default) for m in system.topology.molecules]
+    """One array (n_particles,) a unique molecule; ``default`` where the section is left out."""
+    arrays = [np.full(m.n_particles, default) for m in system.topology.molecules]
     if section in values:
         term = system.terms[section]
         bounds = np.searchsorted(term.slot_molecule, np.arange(len(arrays) + 1))
@@ -268,8 +293,8 @@ def _per_molecule(system: System, values, section: str, attribute: str, default:
     return arrays
 
 
-def _exceptions(pairs, charge, sigma, epsilon) -> list[tuple[int, int, float, float, float]]:
-    """(i, j, charge product, sigma, epsilon) of every excluded or scaled pair of one molecule, local indices.
+def _exceptions(pairs, charge, sigma, epsilon) -> list[tuple[float, float, float]]:
+    """(charge product, sigma, epsilon) of every excluded or scaled pair of one molecule.
 
     A pair whose two scales are zero is written as OpenMM's createExceptionsFromBonds writes it: 0, 1 nm, 0.
     """
@@ -278,8 +303,7 @@ def _exceptions(pairs, charge, sigma, epsilon) -> list[tuple[int, int, float, fl
     product = pairs.coulomb_scale * charge[i] * charge[j]
     mixed = np.where(excluded, 1.0, 0.5 * (sigma[i] + sigma[j]))
     depth = pairs.vdw_scale * np.sqrt(epsilon[i] * epsilon[j])
-    rows = (i.tolist(), j.tolist(), product.tolist(), mixed.tolist(), depth.tolist())
-    return list(zip(*rows, strict=True))
+    return list(zip(product.tolist(), mixed.tolist(), depth.tolist(), strict=True))
 
 
 # --- particles --------------------------------------------------------------------------------------------------------
@@ -315,7 +339,8 @@ def _masses(system: System, hydrogen_mass) -> np.ndarray:
                     f"{molecule.name or molecule.smiles} with {mass[heavy]:.3f} amu: use a smaller one"
                 )
         changed.append(mass)
-    return np.concatenate([changed[u] for u in system.topology.copies])
+    masses[: system.topology.n_atoms] = np.concatenate([changed[u] for u in system.topology.copies])
+    return masses
 
 
 def _is_water(molecule: Molecule) -> bool:
@@ -338,7 +363,8 @@ def to_openmm_topology(system: System) -> openmm.app.Topology:
 
     Residue names, numbers and chain ids are those that the molecules came with. Without them a molecule is one residue:
     ``HOH`` for water, else named like the molecule, else ``UNK``. A molecule of several residues has chains of its own;
-    consecutive molecules of one residue and the same chain id share one. Bonds have their Kekule order.
+    consecutive molecules of one residue and the same chain id share one. Bonds have their Kekule order. Virtual sites
+    follow all atoms, as in the System: atoms without element, in residues and chains named like those of their parents.
     """
     import openmm.app
     from openmm import Vec3, unit
@@ -349,6 +375,7 @@ def to_openmm_topology(system: System) -> openmm.app.Topology:
     elements = {n: openmm.app.Element.getByAtomicNumber(n) for n in numbers}
     residues = [_residues(m) for m in system.topology.molecules]
     chain, shared = None, None
+    parents = []
     for u in system.topology.copies.tolist():
         molecule = system.topology.molecules[u]
         single = len(set(residues[u])) == 1
@@ -361,12 +388,29 @@ def to_openmm_topology(system: System) -> openmm.app.Topology:
                 residue = made.addResidue(entry[0], chain, id=entry[1] or None)
                 last = entry
             atoms.append(made.addAtom(name, elements[number], residue))
+        parents.extend(atoms)
         shared = last[2] if single else None
         for (a, b), order in zip(molecule.bonds.tolist(), molecule.bond_orders.tolist(), strict=True):
             made.addBond(atoms[a], atoms[b], type=kinds.get(order), order=order)
+    _add_site_atoms(system, made, parents)
     if system.box is not None:
         made.setPeriodicBoxVectors([Vec3(*row) for row in system.box.tolist()] * unit.nanometer)
     return made
+
+
+def _add_site_atoms(system: System, made: openmm.app.Topology, atoms: list) -> None:
+    if "VirtualSites" not in system.terms:
+        return
+    names = [name for u in system.topology.copies for name in system.topology.molecules[u].site_names]
+    chain = residue = like = None
+    for name, (parent, *_) in zip(names, system.terms["VirtualSites"].atoms.tolist(), strict=True):
+        owner = atoms[parent].residue
+        if like is None or owner.chain is not like.chain:
+            chain = made.addChain(id=owner.chain.id)
+        if owner is not like:
+            residue = made.addResidue(owner.name, chain, id=owner.id, insertionCode=owner.insertionCode)
+            like = owner
+        made.addAtom(name, None, residue)
 
 
 def _residues(molecule: Molecule) -> list[tuple[str, str, str]]:

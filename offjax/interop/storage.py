@@ -25,12 +25,14 @@ from offjax.nonbonded import PairList
 from offjax.parameters import Label, ParameterSet, Schema
 from offjax.settings import NonbondedSettings
 from offjax.topology import Molecule, Topology, reduced_box
+from offjax.virtual_sites import KINDS
 
 if TYPE_CHECKING:
     from offjax.system import System
 
 FORMAT = "offjax-system"
-VERSION = 1
+VERSION = 2
+"""2: virtual sites, whose terms reach beyond the atoms of their molecule."""
 
 UNITS = {
     ("Bonds", "k"): "kJ/mol/nm^2",
@@ -45,6 +47,9 @@ UNITS = {
     ("vdW", "epsilon"): "kJ/mol",
     ("Electrostatics", "charge"): "e",
     ("Constraints", "distance"): "nm",
+    ("VirtualSites", "distance"): "nm",
+    ("VirtualSites", "outOfPlaneAngle"): "rad",
+    ("VirtualSites", "inPlaneAngle"): "rad",
 }
 """Units of the slots of (section, attribute)."""
 
@@ -140,6 +145,7 @@ def _put_molecules(group: h5py.Group, system: System) -> None:
     _put(group, "atom_start", starts(m.n_atoms for m in molecules), "first row of each molecule in atoms/, and the end")
     _put(group, "bond_start", starts(len(m.bonds) for m in molecules), "the same for bonds/")
     _put(group, "pair_start", starts(len(e.atoms) for e in exceptions), "the same for pairs/")
+    _put(group, "site_start", starts(m.n_sites for m in molecules), "the same for sites/")
 
     atoms = group.create_group("atoms")
     _put(atoms, "atomic_number", stack([m.atomic_numbers for m in molecules], np.int32), "atomic number")
@@ -153,6 +159,10 @@ def _put_molecules(group: h5py.Group, system: System) -> None:
     bonds = group.create_group("bonds")
     _put(bonds, "atoms", stack([m.bonds for m in molecules], np.int32, (2,)), "local atom indices")
     _put(bonds, "order", stack([m.bond_orders for m in molecules], np.int32), "Kekule bond order")
+
+    sites = group.create_group("sites")
+    sites.attrs["description"] = "virtual sites; their local indices follow those of the atoms of their molecule"
+    _put(sites, "name", _text([n for m in molecules for n in m.site_names]), "name of the virtual site")
 
     pairs = group.create_group("pairs")
     pairs.attrs["description"] = "pairs of one molecule that do not interact fully; all others have scale 1"
@@ -171,6 +181,8 @@ def _put_terms(group: h5py.Group, system: System) -> None:
         _put(one, "active", system.active[section], "False where constraints replace the slot")
         if term.periodicity is not None:
             _put(one, "periodicity", term.periodicity, "periodicity of each slot")
+        if term.kind is not None:
+            _put(one, "kind", _text([KINDS[k] for k in term.kind]), "type of each virtual site")
         for attribute, matrix in system.assignment[section].items():
             entry = one.create_group(attribute)
             entry.attrs["description"] = "slots = sparse(values at rows, columns) @ parameters/values + offset"
@@ -242,7 +254,9 @@ def _system(file: h5py.File) -> System:
     for section in _names(file["terms"].attrs["order"]):
         group = file["terms"][section]
         periodicity = group["periodicity"][()] if "periodicity" in group else None
-        terms[section] = Term.build(section, group["slot_atoms"][()], group["slot_molecule"][()], topology, periodicity)
+        kind = np.array([KINDS.index(k) for k in _strings(group["kind"])], np.int32) if "kind" in group else None
+        slots = group["slot_atoms"][()], group["slot_molecule"][()]
+        terms[section] = Term.build(section, *slots, topology, periodicity, kind)
         assignment[section] = MappingProxyType(
             {a: _matrix(group[a], parameters.schema) for a in _names(group.attrs["order"])}
         )
@@ -292,10 +306,14 @@ def _molecules(group: h5py.Group) -> tuple[tuple[Molecule, ...], tuple[PairList,
     bond_atoms, orders = bonds["atoms"][()], bonds["order"][()]
     scaled = [pairs[name][()] for name in ("atoms", "vdw_scale", "coulomb_scale")]
     start = {kind: group[f"{kind}_start"][()] for kind in ("atom", "bond", "pair")}
+    site_names: list[str] = []
+    start["site"] = np.zeros(len(start["atom"]), np.int64)
+    if "sites" in group:
+        site_names, start["site"] = _strings(group["sites"]["name"]), group["site_start"][()]
     molecules, exceptions = [], []
     rows = zip(_strings(group["smiles"]), _strings(group["name"]), group["has_residues"][()], strict=True)
     for u, (smiles, name, has_residues) in enumerate(rows):
-        a, b, e = (slice(start[kind][u], start[kind][u + 1]) for kind in ("atom", "bond", "pair"))
+        a, b, e, s = (slice(start[kind][u], start[kind][u + 1]) for kind in ("atom", "bond", "pair", "site"))
         molecules.append(
             Molecule(
                 smiles=smiles,
@@ -307,6 +325,7 @@ def _molecules(group: h5py.Group) -> tuple[tuple[Molecule, ...], tuple[PairList,
                 bond_orders=orders[b],
                 atom_names=tuple(names[a]),
                 residues=tuple(residues[a]) if has_residues else (),
+                site_names=tuple(site_names[s]),
             )
         )
         exceptions.append(PairList(*(array[e] for array in scaled)))

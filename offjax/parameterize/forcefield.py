@@ -29,6 +29,7 @@ SECTIONS = (
     "NAGLCharges",
     "ToolkitAM1BCC",
     "Constraints",
+    "VirtualSites",
 )
 """Supported sections, in the order of the parameter vector."""
 
@@ -44,6 +45,7 @@ VERSIONS = {
     "NAGLCharges": ("0.3",),
     "ToolkitAM1BCC": ("0.3",),
     "Constraints": ("0.3",),
+    "VirtualSites": ("0.3",),
 }
 
 ATTRIBUTES = {
@@ -55,6 +57,15 @@ ATTRIBUTES = {
     "LibraryCharges": ("charge",),
     "ChargeIncrementModel": ("charge_increment",),
     "Constraints": ("distance",),
+    "VirtualSites": (
+        "distance",
+        "outOfPlaneAngle",
+        "inPlaneAngle",
+        "charge_increment",
+        "epsilon",
+        "sigma",
+        "rmin_half",
+    ),
 }
 """The numerical attributes of each section that are differentiable parameters, in vector order."""
 
@@ -195,6 +206,15 @@ def _check_options(force_field: ForceField) -> None:
     require("vdW", "periodic_method", ("no-cutoff", "cutoff", "Ewald3D"))
     require("Electrostatics", "nonperiodic_potential", ("Coulomb",))
     require("Electrostatics", "exception_potential", ("Coulomb",))
+    require("VirtualSites", "exclusion_policy", ("parents",))
+
+
+def text(force_field: ForceField) -> str:
+    """The force field as OFFXML that can be loaded again.
+
+    The toolkit writes the angles that a kind of virtual site does not have as empty attributes, which it cannot read.
+    """
+    return re.sub(r' (outOfPlaneAngle|inPlaneAngle)=""', "", force_field.to_string())
 
 
 def schema(force_field: ForceField) -> Schema:

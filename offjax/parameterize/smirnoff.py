@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from offjax.parameters import ParameterSet, Schema
 from offjax.settings import NonbondedSettings
 from offjax.system import System, Term
 from offjax.topology import Molecule, Topology, reduced_box
+from offjax.virtual_sites import KINDS, N_ATOMS
 
 if TYPE_CHECKING:
     import openff.toolkit
@@ -38,7 +40,7 @@ def parameterize(
     loaded = forcefield.load(force_field)
     forcefield.check(loaded)
     molecules, box = _molecules(topology, box)
-    source = loaded.to_string()
+    source = forcefield.text(loaded)
     assembly = _Assembly(loaded, source)
 
     known: dict[Any, int] = {}
@@ -132,6 +134,7 @@ class _Slots:
         self.atoms: list[tuple[int, ...]] = []
         self.molecule: list[int] = []
         self.periodicity: list[int] = []
+        self.kind: list[int] = []
         self.coordinates = {a: _Coordinates() for a in attributes}
 
 
@@ -143,6 +146,7 @@ SLOT_ATTRIBUTES = {
     "vdW": (1, ("sigma", "epsilon")),
     "Electrostatics": (1, ("charge",)),
     "Constraints": (2, ("distance",)),
+    "VirtualSites": (4, ("distance", "outOfPlaneAngle", "inPlaneAngle")),
 }
 
 
@@ -172,7 +176,8 @@ class _Assembly:
         for section, slots in self.sections.items():
             atoms = np.array(slots.atoms, dtype=np.int32).reshape(-1, slots.body)
             periodicity = np.array(slots.periodicity, dtype=np.int32) if "Torsions" in section else None
-            terms[section] = Term.build(section, atoms, np.array(slots.molecule, np.int32), topology, periodicity)
+            kind = np.array(slots.kind, dtype=np.int32) if section == "VirtualSites" else None
+            terms[section] = Term.build(section, atoms, np.array(slots.molecule, np.int32), topology, periodicity, kind)
             assignment[section] = MappingProxyType({a: c.matrix(self.schema) for a, c in slots.coordinates.items()})
         return System(
             parameters=ParameterSet.loaded(self.schema),
@@ -191,8 +196,9 @@ class _Assembly:
     def add(self, molecule, charge_from_molecules, bond_orders_from, allow_nonintegral: bool) -> None:
         smiles = molecule.to_smiles(mapped=True)
         u = len(self.molecules)
-        record = _record(molecule, smiles)
         matches = self._typed(molecule, smiles)
+        sites = _rows(matches, "VirtualSites") if "VirtualSites" in self.sections else []
+        record = _record(molecule, smiles, self._site_names(sites))
         orders = None
         for section in ("Bonds", "ProperTorsions"):
             if orders is None and self._interpolates(section, matches):
@@ -216,17 +222,16 @@ class _Assembly:
             self._impropers(u, matches)
         if "vdW" in self.sections:
             for atoms, row in _rows(matches, "vdW"):
-                if sigma := self._one("vdW", "sigma", row, optional=True):
-                    size = sigma
-                else:
-                    size = [(i, RMIN_HALF_TO_SIGMA) for i, _ in self._one("vdW", "rmin_half", row)]
-                self._slot("vdW", u, atoms, sigma=size, epsilon=self._one("vdW", "epsilon", row))
+                self._lennard_jones("vdW", u, atoms, row)
+            for n, (_, row) in enumerate(sites, start=record.n_atoms):
+                self._lennard_jones("VirtualSites", u, (n,), row)
         if "Electrostatics" in self.sections:
-            self._charges(u, molecule, charge_from_molecules, allow_nonintegral)
+            self._charges(u, molecule, sites, charge_from_molecules, allow_nonintegral)
+        self._virtual_sites(u, sites)
         if "Constraints" in self.sections:
             self._constraints(u, molecule, matches)
         self.molecules.append(record)
-        self.exceptions.append(self._exceptions(record))
+        self.exceptions.append(self._exceptions(record, [atoms[0] for atoms, _ in sites]))
 
     def _slot(self, section: str, u: int, atoms: Sequence[int], periodicity: int | None = None, **entries) -> None:
         slots = self.sections[section]
@@ -313,9 +318,39 @@ class _Assembly:
                 for outer in ((a, b, c), (b, c, a), (c, a, b)):
                     self._slot("ImproperTorsions", u, (center, *outer), int(periodicity), k=k, phase=phase)
 
-    def _charges(self, u: int, molecule, given, allow_nonintegral: bool) -> None:
+    def _lennard_jones(self, section: str, u: int, particle: tuple[int, ...], row: int) -> None:
+        """The vdW slot of an atom or virtual site, from a parameter of its section."""
+        if sigma := self._one(section, "sigma", row, optional=True):
+            size = sigma
+        else:
+            size = [(i, RMIN_HALF_TO_SIGMA) for i, _ in self._one(section, "rmin_half", row)]
+        self._slot("vdW", u, particle, sigma=size, epsilon=self._one(section, "epsilon", row))
+
+    def _site_names(self, sites) -> tuple[str, ...]:
+        if not sites:
+            return ()
+        parameters = self.force_field.get_parameter_handler("VirtualSites").parameters
+        return tuple(parameters[row].name for _, row in sites)
+
+    def _virtual_sites(self, u: int, sites) -> None:
+        if not sites:
+            return
+        parameters = self.force_field.get_parameter_handler("VirtualSites").parameters
+        slots = self.sections["VirtualSites"]
+        for atoms, row in sites:
+            slots.atoms.append(atoms)
+            slots.molecule.append(u)
+            slots.kind.append(KINDS.index(parameters[row].type))
+            # a kind without in-plane angle stands opposite to the other atoms
+            for attribute, default in (("distance", 0.0), ("outOfPlaneAngle", 0.0), ("inPlaneAngle", np.pi)):
+                entries = self._one("VirtualSites", attribute, row, optional=True)
+                slots.coordinates[attribute].slot(entries, 0.0 if entries else default)
+
+    def _charges(self, u: int, molecule, sites, given, allow_nonintegral: bool) -> None:
+        """Charges of the atoms, then of the virtual sites, whose increments are taken from the atoms of their frame."""
         result = charges.assign(self.force_field, molecule, given)
-        entries: list[list[tuple[int, float]]] = [[] for _ in range(molecule.n_atoms)]
+        n_atoms = molecule.n_atoms
+        entries: list[list[tuple[int, float]]] = [[] for _ in range(n_atoms + len(sites))]
         total = float(result.base.sum())
         flat = self.schema.flat
         for atom, row, term, weight in result.entries:
@@ -329,11 +364,17 @@ class _Assembly:
                 f"{charges.describe(molecule)}: charges from {result.method} sum to {total:.4f} e, the formal charge "
                 f"is {formal:g} e; pass allow_nonintegral_charges=True if that is wanted"
             )
+        parameters = self.force_field.get_parameter_handler("VirtualSites").parameters if sites else ()
+        for site, (atoms, row) in enumerate(sites, start=n_atoms):
+            for term in range(1, N_ATOMS[KINDS.index(parameters[row].type)] + 1):
+                [(index, _)] = self._one("VirtualSites", "charge_increment", row, term)
+                entries[atoms[term - 1]].append((index, 1.0))
+                entries[site].append((index, -1.0))
         slots = self.sections["Electrostatics"]
-        for atom in range(molecule.n_atoms):
-            slots.atoms.append((atom,))
+        for particle, base in enumerate([*result.base.tolist(), *[0.0] * len(sites)]):
+            slots.atoms.append((particle,))
             slots.molecule.append(u)
-            slots.coordinates["charge"].slot(entries[atom], float(result.base[atom]))
+            slots.coordinates["charge"].slot(entries[particle], base)
         self.charge_methods.append(result.method)
 
     def _constraints(self, u: int, molecule, matches) -> None:
@@ -370,15 +411,29 @@ class _Assembly:
             cache.write(name, stored)
         return stored
 
-    def _exceptions(self, record: Molecule) -> PairList:
+    def _exceptions(self, record: Molecule, parents: Sequence[int]) -> PairList:
+        """Pairs of particles that do not interact fully; a virtual site has those of its parent (``parents[n]``), and
+        interacts neither with it nor with the parent's other sites."""
         separated = bonded_pairs(record.n_atoms, record.bonds)
         atoms = np.concatenate([separated[1], separated[2], separated[3]])
         scaled = np.arange(len(atoms)) >= len(separated[1]) + len(separated[2])
+        if len(parents):
+            atoms, scaled = _inherited(record.n_atoms, atoms, scaled, parents)
         return PairList(
             atoms,
             np.where(scaled, self.settings.vdw_scale14, 0.0),
             np.where(scaled, self.settings.coulomb_scale14, 0.0),
         )
+
+
+def _inherited(n_atoms: int, atoms: np.ndarray, scaled: np.ndarray, parents: Sequence[int]):
+    """(pairs, whether each is 1-4 scaled rather than excluded) of atoms and virtual sites, from those of the atoms."""
+    members = [[atom] for atom in range(n_atoms)]
+    for site, parent in enumerate(parents, start=n_atoms):
+        members[parent].append(site)
+    pairs = [(i, j, s) for (a, b), s in zip(atoms, scaled, strict=True) for i in members[a] for j in members[b]]
+    pairs.extend((i, j, False) for group in members for i, j in itertools.combinations(group, 2))
+    return np.array([pair[:2] for pair in pairs], dtype=np.int32), np.array([pair[2] for pair in pairs], dtype=bool)
 
 
 def _rows(matches: dict[str, np.ndarray], section: str) -> list[tuple[tuple[int, ...], int]]:
@@ -427,7 +482,7 @@ def _bond_orders(molecule, method: str, given) -> dict[tuple[int, ...], float]:
     }
 
 
-def _record(molecule, smiles: str) -> Molecule:
+def _record(molecule, smiles: str, site_names: tuple[str, ...]) -> Molecule:
     keys = ("residue_name", "residue_number", "chain_id")
     known = any(k in atom.metadata for atom in molecule.atoms for k in keys)
     name, number, chain = ([str(a.metadata.get(k, "")) for a in molecule.atoms] for k in keys)
@@ -443,4 +498,5 @@ def _record(molecule, smiles: str) -> Molecule:
         bond_orders=np.array([b.bond_order for b in bonds], dtype=np.int32),
         atom_names=tuple(a.name or f"{a.symbol}{i + 1}" for i, a in enumerate(molecule.atoms)),
         residues=residues,
+        site_names=site_names,
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from offjax.errors import InputError, UnassignedParameterError
+from offjax.errors import InputError, UnassignedParameterError, UnsupportedError
 from offjax.parameterize.charges import describe
 
 if TYPE_CHECKING:
@@ -18,12 +18,15 @@ BODY = {"Bonds": 2, "Angles": 3, "ProperTorsions": 4, "ImproperTorsions": 4, "vd
 def assign(force_field: ForceField, molecule: Molecule) -> dict[str, np.ndarray]:
     """``{section + ".atoms": (n, body), section + ".rows": (n,)}``: local atoms and the parameter's row, sorted.
 
-    Improper atoms are (outer, central, outer, outer) as the toolkit gives them.
+    Improper atoms are (outer, central, outer, outer) as the toolkit gives them. ``VirtualSites`` has one row a site, in
+    the toolkit's order: the atoms of its frame from the parent on, filled up with the parent to four.
 
     Raises
     ------
     UnassignedParameterError
         A bond, angle, proper torsion or atom without parameter; the message names molecule and atoms.
+    UnsupportedError
+        A virtual site at atoms whose number of neighbours the toolkit does not take for its kind.
     """
     topology = molecule.to_topology()
     found: dict[str, np.ndarray] = {}
@@ -39,8 +42,27 @@ def assign(force_field: ForceField, molecule: Molecule) -> dict[str, np.ndarray]
         matches = sorted((tuple(map(int, atoms)), rows[id(m.parameter_type)]) for atoms, m in found_matches.items())
         found[f"{section}.atoms"] = np.array([a for a, _ in matches], dtype=np.int32).reshape(-1, body)
         found[f"{section}.rows"] = np.array([row for _, row in matches], dtype=np.int32)
+    if "VirtualSites" in force_field.registered_parameter_handlers:
+        found.update(_virtual_sites(force_field.get_parameter_handler("VirtualSites"), molecule))
     _check_coverage(molecule, found)
     return found
+
+
+def _virtual_sites(handler, molecule: Molecule) -> dict[str, np.ndarray]:
+    """On each parent the last matching parameter of each ``name`` makes one site, or one a permutation."""
+    topology = molecule.to_topology()
+    rows = {id(parameter): row for row, parameter in enumerate(handler.parameters)}
+    try:
+        matches = [match for found in handler.find_matches(topology).values() for match in found]
+    except NotImplementedError as error:
+        raise UnsupportedError(f"{describe(molecule)}: <VirtualSites>: {error}") from error
+    except Exception as error:
+        raise _blame("VirtualSites", handler, topology) or error from error
+    atoms = [tuple(map(int, match.environment_match.topology_atom_indices)) for match in matches]
+    return {
+        "VirtualSites.atoms": np.array([(*a, *a[:1] * (4 - len(a))) for a in atoms], dtype=np.int32).reshape(-1, 4),
+        "VirtualSites.rows": np.array([rows[id(match.parameter_type)] for match in matches], dtype=np.int32),
+    }
 
 
 def _blame(section: str, handler, topology) -> InputError | None:

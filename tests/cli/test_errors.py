@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from openff.toolkit.utils import get_data_file_path
 
 from offjax.errors import OffjaxError
 
@@ -85,7 +86,8 @@ def test_a_force_field_that_does_not_exist_gets_a_suggestion(run):
 
 
 def test_an_unsupported_section_is_named(run):
-    _one_line(run("energy", "O", "-f", "opc-1.0.2.offxml"), "VirtualSites")
+    implicit = get_data_file_path("test_forcefields/GBSA_OBC2-1.0.offxml")
+    _one_line(run("energy", "O", "-f", implicit), "GBSA")
 
 
 def test_an_output_directory_that_does_not_exist(run):

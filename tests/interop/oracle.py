@@ -78,20 +78,25 @@ def by_term(openmm_system, n_propers: int | None = None):
 
 
 def evaluate(openmm_system, positions, groups: dict[str, int] | None = None):
-    """{term: (energy kJ/mol, forces (n, 3) kJ/mol/nm)} on the Reference platform; constraints do not act."""
+    """{term: (energy kJ/mol, forces (n, 3) kJ/mol/nm)} on the Reference platform; constraints do not act.
+
+    ``positions`` (n, 3) are those of the atoms; OpenMM places virtual sites and moves their forces to atoms.
+    """
     import openmm
     from openmm import unit
 
     context = openmm.Context(
         openmm_system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference")
     )
-    context.setPositions(np.asarray(positions))
+    n = len(positions)
+    context.setPositions(np.concatenate([positions, np.zeros((openmm_system.getNumParticles() - n, 3))]))
+    context.computeVirtualSites()
     result = {}
     for term, group in (groups or {t: g for g, t in enumerate(TERMS)}).items():
         state = context.getState(getEnergy=True, getForces=True, groups={group})
         energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
         forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
-        result[term] = (energy, np.array(forces))
+        result[term] = (energy, np.array(forces[:n]))
     return result
 
 
