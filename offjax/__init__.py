@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         UnassignedParameterError,
         UnsupportedError,
     )
+    from offjax.md.minimizers import minimize
     from offjax.parameters import Label, ParameterSet, Selection
     from offjax.system import System, Term
 
@@ -41,6 +42,7 @@ __all__ = [
     "Term",
     "UnassignedParameterError",
     "UnsupportedError",
+    "minimize",
 ]
 
 _MODULES = {
@@ -55,6 +57,7 @@ _MODULES = {
         "UnassignedParameterError",
         "UnsupportedError",
     ),
+    "md.minimizers": ("minimize",),
     "parameters": ("Label", "ParameterSet", "Selection"),
     "system": ("System", "Term"),
 }

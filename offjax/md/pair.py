@@ -1,0 +1,154 @@
+"""Pair potentials of model systems, and the energy that any function u(r) of the distance makes.
+
+The scalar functions (:func:`soft_sphere`, :func:`lennard_jones`, :func:`morse`) are there to plot and to combine; a
+user's own function of (r, parameters) is used in the same way. :func:`pair_energy` writes U = sum over pairs of
+u(r_ij).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from offjax import geometry
+from offjax.errors import InputError
+
+
+def soft_sphere(r, sigma=1.0, epsilon=1.0, alpha=2.0):
+    """u = epsilon/alpha (1 - r/sigma)^alpha for r < sigma, else 0: finite repulsion of overlapping spheres.
+
+    Zero, with zero derivatives, where sigma is zero. Source: C. S. O'Hern et al., Phys. Rev. E 68, 011306 (2003).
+    """
+    inside = r < sigma
+    overlap = jnp.where(inside, 1.0 - r / jnp.where(inside, sigma, 1.0), 0.5)
+    return jnp.where(inside, epsilon / alpha * overlap**alpha, 0.0)
+
+
+def lennard_jones(r, sigma=1.0, epsilon=1.0):
+    """u = 4 epsilon [(sigma/r)^12 - (sigma/r)^6]."""
+    s6 = (sigma / r) ** 6
+    return 4.0 * epsilon * s6 * (s6 - 1.0)
+
+
+def morse(r, sigma=1.0, epsilon=5.0, alpha=5.0):
+    """u = epsilon [(1 - exp(-alpha (r - sigma)))^2 - 1]: depth epsilon at r = sigma.
+
+    Source: P. M. Morse, Phys. Rev. 34, 57 (1929).
+    """
+    return epsilon * ((1.0 - jnp.exp(-alpha * (r - sigma))) ** 2 - 1.0)
+
+
+def smooth_cutoff(potential: Callable, onset: float, cutoff: float) -> Callable:
+    """``potential`` times S(r): 1 below ``onset``, 0 beyond ``cutoff``, with continuous first derivatives.
+
+    S = (rc^2 - r^2)^2 (rc^2 + 2 r^2 - 3 ro^2) / (rc^2 - ro^2)^3, the switching function of CHARMM (B. R. Brooks et
+    al., J. Comput. Chem. 4, 187 (1983)).
+
+    Raises
+    ------
+    InputError
+        Not 0 <= onset < cutoff.
+    """
+    if not 0 <= onset < cutoff:
+        raise InputError(f"smooth_cutoff needs 0 <= onset < cutoff, got {onset} and {cutoff}")
+
+    def cut(r, **parameters):
+        inside = r < cutoff
+        r = jnp.where(inside, r, cutoff)
+        r2, c2, o2 = r * r, cutoff**2, onset**2
+        s = jnp.where(r < onset, 1.0, (c2 - r2) ** 2 * (c2 + 2.0 * r2 - 3.0 * o2) / (c2 - o2) ** 3)
+        return jnp.where(inside, s * potential(r, **parameters), 0.0)
+
+    return cut
+
+
+def pair_energy(
+    potential: Callable,
+    displacement: Callable,
+    *,
+    species=None,
+    combine: Mapping[str, Callable] | None = None,
+    accumulate=None,
+) -> Callable:
+    """The energy U = 1/2 sum over i != j of ``potential(r_ij, **parameters_ij)`` as a function of the positions.
+
+    Parameters
+    ----------
+    potential
+        Any function of a distance and keyword parameters, elementwise: ``potential(r, sigma=..., epsilon=...)``.
+    displacement
+        That of a :class:`~offjax.md.space.Space`.
+    species
+        (n,) integers from 0, or None. With species, a parameter may be a table (n_species, n_species).
+    combine
+        For parameters given per particle, (n,): a rule for each, for example ``{"sigma": lambda a, b: (a + b) / 2}``.
+    accumulate
+        A wider type, such as ``"float64"`` for float32 positions: pairs are evaluated in the type of the positions,
+        and energies and forces summed in this one.
+
+    Returns
+    -------
+    ``energy(positions, box=None, **parameters)``: positions (n, dimension), any dimension. A parameter is a number, a
+    table by species, a value for each particle, or a matrix (n, n). With a matrix the pair (i, j) is the mean of u
+    with the elements (i, j) and (j, i), so the derivative of one element is half of that of the pair.
+
+    The diagonal i = j is not part of the sum in any derivative: it is evaluated at the values of a neighbouring pair
+    and thrown away, so it adds no NaN however the potential behaves at r = 0 and whatever stands on the diagonal
+    of a matrix. Two different particles at one point have force zero by convention (if u(0) is finite).
+
+    Raises
+    ------
+    InputError
+        A parameter of another shape, or one value a particle without a rule to combine them.
+    """
+    rules = dict(combine or {})
+    kinds = None if species is None else np.asarray(species)
+    if kinds is not None and (kinds.ndim != 1 or not np.issubdtype(kinds.dtype, np.integer) or kinds.min() < 0):
+        raise InputError("species must be (n,) integers from 0")
+
+    def energy(positions: Float[Array, "n dimension"], box=None, **parameters) -> Float[Array, ""]:
+        x = jnp.asarray(positions)
+        dtype, n = x.dtype, x.shape[0]
+        values = {name: _of_pairs(name, value, n, kinds, rules.get(name)) for name, value in parameters.items()}
+        if n < 2:
+            return jnp.zeros((), accumulate or dtype)
+        if accumulate is not None:
+            x = x.astype(accumulate)
+        extra = {} if box is None else {"box": box}
+        vectors = displacement(x[:, None], x[None, :], **extra).astype(dtype)
+        itself = jnp.eye(n, dtype=bool)
+        r2 = jnp.where(itself, jnp.roll(geometry.dot(vectors, vectors), 1, axis=1), geometry.dot(vectors, vectors))
+        values = {
+            name: jnp.where(itself, jnp.roll(value, 1, axis=1), value) if jnp.ndim(value) == 2 else value
+            for name, value in values.items()
+        }
+        u = jnp.where(itself, 0.0, potential(geometry.safe_sqrt(r2), **values))
+        return 0.5 * jnp.sum(u, dtype=accumulate)
+
+    return energy
+
+
+def _of_pairs(name: str, value, n: int, species, rule):
+    """A parameter as a number or an (n, n) matrix."""
+    shape = jnp.shape(value)
+    if shape == ():
+        return value
+    value = jnp.asarray(value)
+    if species is not None and shape == (species.max() + 1,) * 2:
+        if len(species) != n:
+            raise InputError(f"there are {len(species)} species for {n} particles")
+        return value[species[:, None], species[None, :]]
+    if shape == (n, n):
+        return value
+    if shape == (n,):
+        if rule is None:
+            raise InputError(
+                f"parameter {name!r} has one value a particle: say how two combine, for example "
+                f'combine={{"{name}": lambda a, b: (a + b) / 2}}'
+            )
+        return rule(value[:, None], value[None, :])
+    tables = "" if species is None else f", a table {(int(species.max()) + 1,) * 2}"
+    raise InputError(f"parameter {name!r} has shape {shape}: expected a number{tables}, ({n},) or ({n}, {n})")

@@ -1,0 +1,130 @@
+"""Pair potentials: exact values, parameters of every shape, and derivatives where others have NaN."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from offjax.errors import InputError
+from offjax.md import free, lennard_jones, morse, pair_energy, periodic, smooth_cutoff, soft_sphere
+
+POTENTIALS = {"soft sphere": soft_sphere, "Lennard-Jones": lennard_jones, "Morse": morse}
+
+
+def test_exact_values():
+    assert lennard_jones(2.0 ** (1 / 6), 1.0, 3.0) == pytest.approx(-3.0, rel=1e-15)
+    assert lennard_jones(0.4, 0.4, 3.0) == 0.0
+    assert morse(1.5, sigma=1.5, epsilon=2.0) == -2.0
+    assert morse(1.0 + np.log(2.0), sigma=1.0, epsilon=1.0, alpha=1.0) == pytest.approx(-0.75, rel=1e-15)
+    assert soft_sphere(0.5) == 0.125
+    assert soft_sphere(0.5, sigma=1.0, epsilon=3.0, alpha=3.0) == 0.125
+    assert soft_sphere(1.0) == soft_sphere(2.0) == soft_sphere(1.0, sigma=0.0) == 0.0
+
+
+@pytest.mark.parametrize("potential", POTENTIALS.values(), ids=POTENTIALS)
+@pytest.mark.parametrize("dimension", [1, 2, 3, 5])
+def test_the_energy_is_the_sum_over_pairs(potential, dimension, rng):
+    x = rng.uniform(0, 3, size=(9, dimension))
+    expected = sum(float(potential(np.linalg.norm(x[i] - x[j]))) for i in range(9) for j in range(i))
+    energy = pair_energy(potential, free().displacement)
+    assert energy(jnp.asarray(x)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_parameters_by_species_particle_and_pair_agree(rng):
+    x = jnp.asarray(rng.uniform(0, 2, size=(6, 2)))
+    species = np.array([0, 1, 1, 0, 1, 0])
+    radius = jnp.array([0.8, 1.3])
+    table = 0.5 * (radius[:, None] + radius[None, :])
+    displacement = periodic(2.0).displacement
+    by_species = pair_energy(soft_sphere, displacement, species=species)(x, sigma=table)
+    by_particle = pair_energy(soft_sphere, displacement, combine={"sigma": lambda a, b: (a + b) / 2})
+    by_pair = pair_energy(soft_sphere, displacement)(x, sigma=table[species[:, None], species])
+    assert by_species > 0
+    assert by_particle(x, sigma=radius[species]) == pytest.approx(float(by_species), rel=1e-14)
+    assert by_pair == pytest.approx(float(by_species), rel=1e-14)
+
+
+def test_an_asymmetric_matrix_counts_both_elements():
+    x = jnp.array([[0.0, 0.0], [0.5, 0.0]])
+    sigma = jnp.array([[0.0, 1.0], [0.8, 0.0]])
+    expected = 0.5 * (soft_sphere(0.5, 1.0) + soft_sphere(0.5, 0.8))
+    assert pair_energy(soft_sphere, free().displacement)(x, sigma=sigma) == pytest.approx(float(expected), rel=1e-15)
+
+
+@pytest.mark.parametrize("potential", POTENTIALS.values(), ids=POTENTIALS)
+@pytest.mark.parametrize("diagonal", [0.0, 1.0])
+def test_derivatives_are_finite_with_full_matrices(potential, diagonal, rng):
+    """Zero distances on the diagonal, and sigma = 0 or not there, in every mode and to second order."""
+    x = jnp.asarray(rng.uniform(0, 3, size=(5, 3)))
+    sigma = jnp.full((5, 5), 1.2).at[np.diag_indices(5)].set(diagonal)
+    energy = pair_energy(potential, free().displacement)
+
+    def of(sigma, x):
+        return energy(x, sigma=sigma)
+
+    @jax.jit
+    def derivatives(sigma, x):
+        forward, reverse = jax.jacfwd(of, argnums=(0, 1))(sigma, x), jax.grad(of, argnums=(0, 1))(sigma, x)
+        return reverse, forward, jax.hessian(of, argnums=1)(sigma, x), jax.jacrev(jax.grad(of, argnums=1))(sigma, x)
+
+    found = derivatives(sigma, x)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+    gradient = found[0][0]
+    assert np.all(np.diagonal(gradient) == 0)
+    h = 1e-6
+    difference = (of(sigma.at[0, 1].add(h), x) - of(sigma.at[0, 1].add(-h), x)) / (2 * h)
+    assert gradient[0, 1] == pytest.approx(float(difference), rel=1e-6, abs=1e-9)
+
+
+def test_coincident_soft_spheres_have_finite_derivatives():
+    x = jnp.zeros((3, 2))
+    energy = pair_energy(soft_sphere, free().displacement)
+    assert energy(x) == pytest.approx(3 * 0.5)
+    assert np.all(jax.grad(energy)(x) == 0)
+    assert np.all(np.isfinite(jax.jit(jax.hessian(energy))(x)))
+
+
+def test_a_potential_of_the_user_s_and_a_single_particle():
+    energy = pair_energy(lambda r, k=1.0: 0.5 * k * r**2, free().displacement)
+    x = jnp.array([[0.0, 0.0], [3.0, 4.0]])
+    assert energy(x, k=2.0) == 25.0
+    assert energy(x[:1], k=2.0) == 0.0
+    assert np.all(jax.grad(energy)(x[:1]) == 0)
+
+
+def test_smooth_cutoff_has_a_continuous_derivative():
+    cut = smooth_cutoff(lennard_jones, 2.0, 2.5)
+    assert cut(1.9, sigma=1.0) == lennard_jones(1.9)
+    assert cut(2.5) == cut(3.0) == 0.0
+    slope = jax.grad(cut)
+    assert slope(2.0 - 1e-9) == pytest.approx(float(slope(2.0 + 1e-9)), rel=1e-6)
+    assert slope(2.5 - 1e-9) == pytest.approx(0.0, abs=1e-8)
+    assert np.isfinite(jax.grad(slope)(0.0 + 3.0))
+
+
+def test_float32_positions_with_float64_sums(rng):
+    x = jnp.asarray(rng.uniform(0, 20, size=(400, 3)), jnp.float32)
+    displacement = periodic(20.0).displacement
+    exact = pair_energy(soft_sphere, displacement)
+    mixed = pair_energy(soft_sphere, displacement, accumulate="float64")
+    reference = exact(x.astype(jnp.float64), sigma=3.0)
+    assert mixed(x, sigma=jnp.float32(3.0)).dtype == jnp.float64
+    forces = jax.grad(mixed)(x, sigma=jnp.float32(3.0))
+    assert forces.dtype == jnp.float32
+    assert mixed(x, sigma=jnp.float32(3.0)) == pytest.approx(float(reference), rel=1e-7)
+    np.testing.assert_allclose(forces, jax.grad(exact)(x.astype(jnp.float64), sigma=3.0), atol=2e-6)
+
+
+def test_wrong_parameters_are_refused():
+    energy = pair_energy(soft_sphere, free().displacement)
+    x = jnp.zeros((4, 2))
+    with pytest.raises(InputError, match="combine"):
+        energy(x, sigma=jnp.ones(4))
+    with pytest.raises(InputError, match=r"shape \(3, 3\)"):
+        energy(x, sigma=jnp.ones((3, 3)))
+    with pytest.raises(InputError, match="2 species for 4"):
+        pair_energy(soft_sphere, free().displacement, species=[0, 1])(x, sigma=jnp.ones((2, 2)))
+    with pytest.raises(InputError, match="integers"):
+        pair_energy(soft_sphere, free().displacement, species=[0.5, 1])
+    with pytest.raises(InputError, match="onset"):
+        smooth_cutoff(lennard_jones, 2.5, 2.0)
