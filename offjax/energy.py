@@ -7,7 +7,7 @@ any order. It defines the numbers; faster paths (:mod:`offjax.batch`) are tested
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,17 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from offjax import virtual_sites
-from offjax.constants import REACTION_FIELD_DIELECTRIC
+from offjax import interactions, virtual_sites
 from offjax.errors import InputError, PrecisionError, UnsupportedError
-from offjax.nonbonded import molecule_pairs
+from offjax.interactions import METHODS, PERIODIC, Pairs, Particles, Treatment
+from offjax.nonbonded import ewald, molecule_pairs
 from offjax.parameters import ParameterSet, Schema
-from offjax.terms import angles, bonds, electrostatics, torsions, vdw
+from offjax.settings import EWALD_TOLERANCE, check_cutoff, openmm_methods
+from offjax.terms import angles, bonds, torsions
+from offjax.topology import reduced_box
 
 if TYPE_CHECKING:
     from offjax.system import System
-
-METHODS = ("NoCutoff", "CutoffNonPeriodic")
 
 MAX_ATOMS = 8000
 """All pairs of more atoms than this do not fit into the memory of an ordinary machine (32 million pairs here)."""
@@ -38,9 +38,7 @@ class _Static:
     schema: Schema
     n_atoms: int
     n_particles: int
-    method: str
-    cutoff: float | None
-    switch: float | None
+    treatment: Treatment
     accumulate: str | None
     layout: tuple[tuple[str, str, int, int], ...]
 
@@ -67,20 +65,9 @@ class _Section:
     kind: Array | None
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
-class _Pairs:
-    """Interacting pairs; ``exception`` marks the scaled (1-4) pairs, which no cutoff applies to, as in OpenMM."""
-
-    atoms: Array
-    vdw_scale: Array
-    coulomb_scale: Array
-    exception: Array
-
-
 @jax.tree_util.register_pytree_node_class
 class PotentialEnergy:
-    """``energy(parameters, positions) -> scalar``, kJ/mol: a callable pytree with identity hash.
+    """``energy(parameters, positions, box=None) -> scalar``, kJ/mol: a callable pytree with identity hash.
 
     ``jax.jit``, ``grad``, ``jacfwd``, ``vmap``, ``hessian`` and ``checkpoint`` accept it directly. Passed as an
     argument of a jitted function, Systems of equal shapes share one compiled program. Positions (n_atoms, 3) or
@@ -88,10 +75,17 @@ class PotentialEnergy:
     parameters and atoms, so that forces on sites act on the atoms. The parameters are cast to the dtype of the
     positions; ``jax.vjp(energy, parameters, positions)`` gives dU/dtheta for every force-field parameter and minus the
     forces in one pass.
+
+    A periodic energy takes a ``box``, (3, 3) rows or (3,) edges in nm, in OpenMM's reduced form; None is the box of the
+    System. It is an argument like the positions: another box runs the same program, and the energy may be
+    differentiated in it. A box with known values is checked; one that is traced (inside ``jit``, ``grad``, ``vmap``)
+    cannot raise, so the energy is NaN if it is not lower triangular or too small for the cutoff. Atoms may lie outside
+    the box; molecules must be whole, because bonds, angles, torsions and 1-4 pairs use the positions as they are, as in
+    OpenMM. The number of grid points of an Ewald sum stays what it was when the energy was made.
     """
 
-    def __init__(self, table: _Table, sections: dict[str, _Section], pairs: _Pairs, static: _Static):
-        self.table, self.sections, self.pairs, self.static = table, sections, pairs, static
+    def __init__(self, table: _Table, sections: dict[str, _Section], pairs: Pairs, box, static: _Static):
+        self.table, self.sections, self.pairs, self.box, self.static = table, sections, pairs, box, static
 
     __hash__ = object.__hash__
 
@@ -99,53 +93,77 @@ class PotentialEnergy:
         return self is other
 
     def tree_flatten(self):
-        return (self.table, self.sections, self.pairs), self.static
+        return (self.table, self.sections, self.pairs, self.box), self.static
 
     @classmethod
     def tree_unflatten(cls, static, children):
         self = object.__new__(cls)
-        self.table, self.sections, self.pairs = children
+        self.table, self.sections, self.pairs, self.box = children
         self.static = static
         return self
 
     # --- the public calls -------------------------------------------------------------------------------------------
 
     def __call__(self, p: ParameterSet, positions, box=None, neighbors=None) -> Float[Array, ""]:
-        """Potential energy, kJ/mol, of parameters ``p`` at ``positions`` (n_atoms, 3) nm.
+        """Potential energy, kJ/mol, of parameters ``p`` at ``positions`` (n_atoms, 3) nm in ``box``.
 
         Raises
         ------
         InputError
-            Wrong shape, or parameters of another force field.
+            Wrong shape, parameters of another force field, or a box that is not reduced or too small for the cutoff.
         PrecisionError
             float64 NumPy positions while JAX's x64 mode is off.
         UnsupportedError
-            ``box`` or ``neighbors``: this energy is not periodic and uses all pairs.
+            ``box`` for an energy that is not periodic; ``neighbors``: this version uses all pairs.
         """
         return _total(self.by_term(p, positions, box, neighbors))
 
     def by_term(self, p: ParameterSet, positions, box=None, neighbors=None) -> dict[str, Float[Array, ""]]:
         """Energy of each section, kJ/mol: Bonds, Angles, ProperTorsions, ImproperTorsions, vdW, Electrostatics."""
-        x = self._positions(positions, box, neighbors)
         self._check(p)
-        return _by_term(self._host_cast(x.dtype), jax.tree.map(lambda v: _host_cast(v, x.dtype), p), x)
+        return _by_term(*self._arguments(p, positions, box, neighbors))
+
+    def components(self, p: ParameterSet, positions, box=None) -> dict[str, dict[str, Float[Array, ""]]]:
+        """The parts of vdW and of Electrostatics, ``{section: {part: kJ/mol}}``; they add up to the section.
+
+        ``direct``: fully interacting pairs, within the cutoff if there is one; ``exceptions``: 1-4 pairs;
+        ``reciprocal``, ``exclusions`` (excluded and 1-4 pairs, taken back from it), ``self`` and ``background`` (of
+        the neutralising charge): an Ewald sum; ``dispersion``: the long-range correction.
+        """
+        self._check(p)
+        return _components(*self._arguments(p, positions, box, None))
+
+    def virial(self, p: ParameterSet, positions, box=None) -> Float[Array, "3 3"]:
+        """The virial tensor W = -dU/d(strain), kJ/mol: every position and box vector r becomes r (1 + strain).
+
+        The pressure is (2 K + trace(W)) / (3 V), with the kinetic energy K and the volume V, in kJ/mol/nm^3;
+        1 kJ/mol/nm^3 is 16.60539 bar. This is the atomic virial. W is symmetric.
+
+        Raises
+        ------
+        UnsupportedError
+            The energy is not periodic.
+        """
+        if not self.static.treatment.periodic:
+            raise UnsupportedError(f"a virial needs a periodic box, and this energy has none ({self!r})")
+        self._check(p)
+        return _virial(*self._arguments(p, positions, box, None))
 
     def at_slots(self, slots: Mapping[str, Mapping[str, Any]], positions, box=None, neighbors=None):
         """Potential energy, kJ/mol, of given slot values, as ``system.slots(p)`` returns them."""
-        x = self._positions(positions, box, neighbors)
-        values = self._instances(self._cast(slots, x.dtype, "slots"))
-        return _total(_at_instances(self._host_cast(x.dtype), values, x))
+        energy, _, x, box = self._arguments(None, positions, box, neighbors)
+        return _total(_at_instances(energy, self._instances(self._cast(slots, x.dtype, "slots")), x, box))
 
     def at_instances(self, instances: Mapping[str, Mapping[str, Any]], positions, box=None, neighbors=None):
         """Potential energy, kJ/mol, of given instance values ``{section: {attribute: (n_instances,)}}``."""
-        x = self._positions(positions, box, neighbors)
-        return _total(_at_instances(self._host_cast(x.dtype), self._cast(instances, x.dtype, "instances"), x))
+        energy, _, x, box = self._arguments(None, positions, box, neighbors)
+        return _total(_at_instances(energy, self._cast(instances, x.dtype, "instances"), x, box))
 
     def neighbor_list(self, positions, box, *, skin=None, capacity=None):
-        """Raises UnsupportedError: this version has no periodic boxes, and uses all pairs."""
+        """Raises UnsupportedError: this version uses all pairs."""
         raise UnsupportedError(
-            "neighbour lists belong to periodic Systems, which this version does not support; "
-            "call energy(parameters, positions) without neighbors"
+            "neighbour lists are not supported in this version, which uses all pairs; "
+            "call energy(parameters, positions, box) without neighbors"
         )
 
     def place_sites(self, p: ParameterSet, x):
@@ -153,16 +171,60 @@ class PotentialEnergy:
 
         ``x`` has shape (n_atoms, 3) or (n_particles, 3), nm. Differentiable in ``p`` and ``x``.
         """
-        x = self._positions(x, None, None)
+        x = self._positions(x)
         self._check(p)
-        return _place(self._host_cast(x.dtype), jax.tree.map(lambda v: _host_cast(v, x.dtype), p), x)
+        return _place(*jax.tree.map(lambda v: _host_cast(v, x.dtype), (self, p)), x)
 
     def __repr__(self) -> str:
-        s = self.static
-        cut = "" if s.cutoff is None else f" {s.cutoff:g} nm" + ("" if s.switch is None else f" from {s.switch:g} nm")
-        pairs = len(self.pairs.atoms)
-        sites = f", {s.n_particles - s.n_atoms} virtual sites" if s.n_particles > s.n_atoms else ""
-        return f"PotentialEnergy({s.n_atoms} atoms{sites}, {s.method}{cut}, {pairs} pairs; {', '.join(self.sections)})"
+        s = self.static.treatment
+        cut = "" if s.method == "NoCutoff" else f" {s.cutoff:g} nm"
+        cut += "" if s.switch is None else f" from {s.switch:g} nm"
+        if s.coulomb is not None:
+            cut += f", alpha {s.coulomb.alpha:.4g}/nm, grid {' x '.join(map(str, s.coulomb.grid))}"
+        n_atoms, n_sites = self.static.n_atoms, self.static.n_particles - self.static.n_atoms
+        what = f"{n_atoms} atoms" + (f", {n_sites} virtual sites" if n_sites else "")
+        pairs = len(self.pairs.full) + len(self.pairs.scaled)
+        return f"PotentialEnergy({what}, {s.method}{cut}, {pairs} pairs; {', '.join(self.sections)})"
+
+    # --- arguments --------------------------------------------------------------------------------------------------
+
+    def _arguments(self, p, positions, box, neighbors):
+        """(self, p, positions, box), checked, and host arrays in the dtype of the positions."""
+        if neighbors is not None:
+            raise UnsupportedError("neighbors: this version uses all pairs; call energy(parameters, positions, box)")
+        x = self._positions(positions)
+        box = self._box(box)
+        return (
+            *jax.tree.map(lambda v: _host_cast(v, x.dtype), (self, p)),
+            x,
+            None if box is None else _cast(box, x.dtype),
+        )
+
+    def _positions(self, positions) -> Float[Array, "atom 3"]:
+        x, n, all_particles = as_positions(positions), self.static.n_atoms, self.static.n_particles
+        if x.shape not in ((n, 3), (all_particles, 3)):
+            hint = "; use jax.vmap(energy, (None, 0)) for many conformers" if x.ndim == 3 else ""
+            sites = f" or ({all_particles}, 3) with virtual sites" if all_particles > n else ""
+            raise InputError(f"positions must have shape ({n}, 3){sites} in nm, got {x.shape}{hint}")
+        return x[:n]
+
+    def _box(self, box):
+        """(3, 3), or None for an energy that is not periodic; checked unless it is traced."""
+        treatment = self.static.treatment
+        if not treatment.periodic:
+            if box is not None:
+                raise UnsupportedError(f"this energy is not periodic ({treatment.method}); call it without box")
+            return None
+        if box is None:
+            return self.box
+        box = in_nm(box)
+        if isinstance(box, jax.core.Tracer):
+            if box.shape not in ((3,), (3, 3)):
+                raise InputError(f"a box is (3, 3) rows or (3,) edges in nm, got shape {box.shape}")
+            return jnp.diag(box) if box.ndim == 1 else box
+        reduced = np.asarray(reduced_box(box))
+        check_cutoff(treatment.cutoff, reduced)
+        return reduced
 
     # --- parameters -> instances ------------------------------------------------------------------------------------
 
@@ -185,10 +247,6 @@ class PotentialEnergy:
             slots.setdefault(section, {})[attribute] = phi[start:stop]
         return slots
 
-    def _host_cast(self, dtype) -> PotentialEnergy:
-        """Host arrays in the working precision: no compiled program sees another type than it was made for."""
-        return jax.tree.map(lambda v: _host_cast(v, dtype), self)
-
     def _instances(self, slots):
         return {name: {a: v[self.sections[name].slot] for a, v in d.items()} for name, d in slots.items()}
 
@@ -206,18 +264,6 @@ class PotentialEnergy:
                 raise InputError(f"{kind} {name}/{attribute}: expected shape ({n},), got {value.shape}")
         return result
 
-    def _positions(self, positions, box, neighbors) -> Float[Array, "atom 3"]:
-        if box is not None or neighbors is not None:
-            raise UnsupportedError(
-                f"this energy is not periodic ({self.static.method}); call it without box and neighbors"
-            )
-        x, n, all_particles = as_positions(positions), self.static.n_atoms, self.static.n_particles
-        if x.shape not in ((n, 3), (all_particles, 3)):
-            hint = "; use jax.vmap(energy, (None, 0)) for many conformers" if x.ndim == 3 else ""
-            sites = f" or ({all_particles}, 3) with virtual sites" if all_particles > n else ""
-            raise InputError(f"positions must have shape ({n}, 3){sites} in nm, got {x.shape}{hint}")
-        return x[:n]
-
     # --- instances -> energies --------------------------------------------------------------------------------------
 
     def _with_sites(self, values, x) -> Float[Array, "particle 3"]:
@@ -227,7 +273,7 @@ class PotentialEnergy:
         section = self.sections["VirtualSites"]
         return jnp.concatenate([x, virtual_sites.positions(x, section.atoms, section.kind, **values["VirtualSites"])])
 
-    def _energies(self, values, x) -> dict[str, Float[Array, ""]]:
+    def _energies(self, values, x, box) -> dict[str, Float[Array, ""]]:
         x = self._with_sites(values, x)
         energies = {}
         if "Bonds" in self.sections:
@@ -239,8 +285,8 @@ class PotentialEnergy:
                 angles.energies(x, self.sections["Angles"].atoms, **self._active("Angles", values))
             )
         energies.update(self._torsions(values, x))
-        if "vdW" in self.sections or "Electrostatics" in self.sections:
-            energies.update(self._nonbonded(values, x))
+        for section, parts in self._nonbonded(values, x, box).items():
+            energies[section] = sum(parts.values())
         return energies
 
     def _active(self, name, values):
@@ -262,34 +308,11 @@ class PotentialEnergy:
         split = len(self.sections[names[0]].atoms)
         return {n: self._sum(part) for n, part in zip(names, (terms[:split], terms[split:]), strict=False)}
 
-    def _nonbonded(self, values, x):
-        """vdW and Electrostatics over the same pairs; beyond the cutoff r is replaced before it is used."""
-        static, pairs = self.static, self.pairs
-        i, j = pairs.atoms[:, 0], pairs.atoms[:, 1]
-        difference = x[j] - x[i]
-        r2 = jnp.sum(difference * difference, axis=-1)
-        if static.cutoff is not None:
-            inside = pairs.exception | (r2 < static.cutoff**2)
-            r2 = jnp.where(inside, r2, static.cutoff**2)
-        energies = {}
-        if "vdW" in self.sections:
-            sigma, epsilon = values["vdW"]["sigma"], values["vdW"]["epsilon"]
-            u = vdw.potential(r2, *vdw.combine(sigma[i], sigma[j], epsilon[i], epsilon[j]))
-            if static.switch is not None:
-                switch = vdw.switching(jnp.sqrt(r2), static.switch, static.cutoff)
-                u = jnp.where(pairs.exception, u, u * switch)
-            if static.cutoff is not None:
-                u = jnp.where(inside, u, 0.0)
-            energies["vdW"] = self._sum(_cast(pairs.vdw_scale, x.dtype) * u)
-        if "Electrostatics" in self.sections:
-            charge = values["Electrostatics"]["charge"]
-            product = _cast(pairs.coulomb_scale, x.dtype) * charge[i] * charge[j]
-            u = electrostatics.potential(r2, product)
-            if static.cutoff is not None:
-                cut = electrostatics.reaction_field_potential(r2, product, static.cutoff, REACTION_FIELD_DIELECTRIC)
-                u = jnp.where(pairs.exception, u, jnp.where(inside, cut, 0.0))
-            energies["Electrostatics"] = self._sum(u)
-        return energies
+    def _nonbonded(self, values, x, box) -> dict[str, dict[str, Float[Array, ""]]]:
+        vdw, coulomb = values.get("vdW", {}), values.get("Electrostatics", {})
+        particles = Particles(vdw.get("sigma"), vdw.get("epsilon"), coulomb.get("charge"))
+        pairs = jax.tree.map(lambda v: _cast(v, x.dtype) if np.issubdtype(v.dtype, np.floating) else v, self.pairs)
+        return interactions.components(self.static.treatment, pairs, particles, x, box, self._sum)
 
     def _sum(self, terms):
         if self.static.accumulate is not None:
@@ -300,13 +323,27 @@ class PotentialEnergy:
 # Compiled once for each shape, so that a call outside jit does not run operation by operation. The energy travels as an
 # argument: Systems of equal shapes share the program.
 @jax.jit
-def _by_term(energy: PotentialEnergy, p: ParameterSet, x):
-    return energy._energies(energy._instances(energy._slots(p, x.dtype)), x)
+def _by_term(energy: PotentialEnergy, p: ParameterSet, x, box):
+    return energy._energies(energy._instances(energy._slots(p, x.dtype)), x, box)
 
 
 @jax.jit
-def _at_instances(energy: PotentialEnergy, instances, x):
-    return energy._energies(instances, x)
+def _components(energy: PotentialEnergy, p: ParameterSet, x, box):
+    values = energy._instances(energy._slots(p, x.dtype))
+    return energy._nonbonded(values, energy._with_sites(values, x), box)
+
+
+@jax.jit
+def _virial(energy: PotentialEnergy, p: ParameterSet, x, box):
+    def strained(strain):
+        return _total(_by_term(energy, p, x + x @ strain, box + box @ strain))
+
+    return -jax.grad(strained)(jnp.zeros((3, 3), x.dtype))
+
+
+@jax.jit
+def _at_instances(energy: PotentialEnergy, instances, x, box):
+    return energy._energies(instances, x, box)
 
 
 @jax.jit
@@ -375,12 +412,12 @@ def build(
     switch: float | None,
     ewald_tolerance: float | None,
     pme_grid: tuple[int, int, int] | None,
+    pme_alpha: float | None,
     accumulate: str | None,
 ) -> PotentialEnergy:
     """The plain energy of a System; see :meth:`offjax.System.to_jax`."""
-    method, cutoff, switch = _method(system, nonbonded_method, in_nm(cutoff), in_nm(switch))
-    if ewald_tolerance is not None or pme_grid is not None:
-        raise UnsupportedError("ewald_tolerance and pme_grid belong to periodic Systems, not supported in this version")
+    treatment = _treatment(system, nonbonded_method, in_nm(cutoff), in_nm(switch))
+    treatment = _with_ewald(treatment, system.box, ewald_tolerance, pme_grid, pme_alpha)
     if accumulate not in (None, "float64"):
         raise InputError(f'accumulate must be None or "float64", got {accumulate!r}')
     if accumulate == "float64" and not jax.config.jax_enable_x64:
@@ -407,8 +444,9 @@ def build(
             layout.append((name, attribute, start, start + matrix.shape[0]))
             matrices.append(matrix)
     n_atoms, n_particles = system.topology.n_atoms, system.n_particles
-    static = _Static(system.parameters.schema, n_atoms, n_particles, method, cutoff, switch, accumulate, tuple(layout))
-    return PotentialEnergy(_table(matrices), sections, _pairs(system), static)
+    static = _Static(system.parameters.schema, n_atoms, n_particles, treatment, accumulate, tuple(layout))
+    box = system.box if treatment.periodic else None
+    return PotentialEnergy(_table(matrices), sections, _pairs(system), box, static)
 
 
 def _table(matrices) -> _Table:
@@ -423,10 +461,10 @@ def _table(matrices) -> _Table:
     )
 
 
-def _pairs(system: System) -> _Pairs:
+def _pairs(system: System) -> Pairs:
     full, scaled = pairs(system)
-    stacked = [np.concatenate(both) for both in zip(full, scaled, strict=True)]
-    return _Pairs(*stacked, np.arange(len(stacked[0])) >= len(full.atoms))
+    exceptions = system.topology.tile([e.atoms for e in system.exceptions], 2)
+    return Pairs(full.atoms, *scaled, exceptions)
 
 
 def pairs(system: System):
@@ -438,39 +476,66 @@ def pairs(system: System):
     return molecule_pairs(topology.n_particles, atoms, vdw_scale, coulomb_scale)
 
 
-def _method(system: System, method: str | None, cutoff: float | None, switch: float | None):
+def _treatment(system: System, method: str | None, cutoff: float | None, switch: float | None) -> Treatment:
+    """Method, cutoff and switching distance: what is given, else what the force field says."""
     settings = system.nonbonded
+    if cutoff is not None:
+        settings = replace(settings, vdw_cutoff=cutoff, coulomb_cutoff=cutoff)
     if method is None:
-        if system.box is not None:
-            raise UnsupportedError(
-                "periodic boundary conditions are not supported in this version of to_jax(): build the System without "
-                'box, or pass nonbonded_method="NoCutoff" to ignore the box; to_openmm() exports periodic Systems'
-            )
-        if settings.vdw_nonperiodic_method != "no-cutoff":
-            raise UnsupportedError(
-                f'<vdW nonperiodic_method="{settings.vdw_nonperiodic_method}"> with uncut Coulomb electrostatics is '
-                'not supported: pass nonbonded_method="CutoffNonPeriodic", cutoff=... to cut both off'
-            )
-        method = "NoCutoff"
+        method = openmm_methods(settings, "vdW" in system.terms, "Electrostatics" in system.terms, system.box).both
     if method not in METHODS:
-        periodic = ("CutoffPeriodic", "Ewald", "PME", "LJPME")
-        why = "periodic methods are not supported in this version" if method in periodic else "there is no such method"
-        raise UnsupportedError(f"nonbonded_method={method!r}: {why}; supported are {', '.join(METHODS)}")
+        raise UnsupportedError(f"nonbonded_method={method!r} is not supported; supported are {', '.join(METHODS)}")
     if method == "NoCutoff":
         if cutoff is not None or switch is not None:
-            raise InputError('cutoff and switch need nonbonded_method="CutoffNonPeriodic"')
-        return method, None, None
+            raise InputError(f"cutoff and switch need a nonbonded_method with a cutoff: {', '.join(METHODS[1:])}")
+        return Treatment()
     if cutoff is None:
-        if settings.vdw_cutoff != settings.coulomb_cutoff:
+        if "vdW" not in system.terms:
+            cutoff = settings.coulomb_cutoff
+        elif "Electrostatics" not in system.terms or settings.vdw_cutoff == settings.coulomb_cutoff:
+            cutoff = settings.vdw_cutoff
+        else:
             raise InputError(
                 f"the force field cuts vdW at {settings.vdw_cutoff} nm and Coulomb at {settings.coulomb_cutoff} nm; "
                 "pass cutoff=... to use one for both"
             )
-        cutoff = settings.vdw_cutoff
-        if switch is None and settings.vdw_switch_width > 0:
+        if switch is None and method != "LJPME" and "vdW" in system.terms and settings.vdw_switch_width > 0:
             switch = cutoff - settings.vdw_switch_width
     if not cutoff > 0:
         raise InputError(f"cutoff must be positive, got {cutoff} nm")
+    if switch is not None and method == "LJPME":
+        raise InputError("LJPME has no switching function: leave out switch")
     if switch is not None and not 0 < switch < cutoff:
         raise InputError(f"switch must lie between 0 and the cutoff {cutoff} nm, got {switch} nm")
-    return method, float(cutoff), None if switch is None else float(switch)
+    if method in PERIODIC:
+        if system.box is None:
+            raise InputError(f"nonbonded_method={method!r} needs a periodic box: build the System with box=...")
+        check_cutoff(cutoff, system.box)
+    return Treatment(method, float(cutoff), None if switch is None else float(switch))
+
+
+def _with_ewald(treatment: Treatment, box, tolerance, grid, alpha) -> Treatment:
+    """The treatment with the parameters of its Ewald sums: given, else chosen from the tolerance as OpenMM does it."""
+    if treatment.method not in ("PME", "LJPME"):
+        if (tolerance, grid, alpha) != (None, None, None):
+            raise InputError(
+                f"ewald_tolerance, pme_grid and pme_alpha need nonbonded_method PME or LJPME, not {treatment.method}"
+            )
+        return treatment
+    tolerance = EWALD_TOLERANCE if tolerance is None else float(tolerance)
+    if not 0 < tolerance < 0.5:
+        raise InputError(f"ewald_tolerance must lie between 0 and 0.5, got {tolerance}")
+    alpha = ewald.splitting(tolerance, treatment.cutoff) if alpha is None else float(alpha)
+    if not 0 < alpha < np.inf:
+        raise InputError(f"pme_alpha must be positive, in 1/nm, got {alpha}")
+    edges = np.diag(box)
+    if grid is None:
+        grid = ewald.grid_size(alpha, edges, tolerance)
+    grid = tuple(int(n) for n in grid)
+    if len(grid) != 3 or min(grid) < ewald.MIN_GRID:
+        raise InputError(f"pme_grid must be three numbers of grid points, each at least {ewald.MIN_GRID}, got {grid}")
+    coulomb = ewald.Ewald(alpha, grid)
+    if treatment.method == "PME":
+        return replace(treatment, coulomb=coulomb)
+    dispersion = ewald.Ewald(alpha, ewald.grid_size(alpha, edges, tolerance, dispersion=True))
+    return replace(treatment, coulomb=coulomb, dispersion=dispersion)

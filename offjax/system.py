@@ -250,31 +250,40 @@ class System:
         switch: float | None = None,
         ewald_tolerance: float | None = None,
         pme_grid: tuple[int, int, int] | None = None,
+        pme_alpha: float | None = None,
         accumulate: str | None = None,
     ) -> PotentialEnergy:
-        """A traceable potential energy ``energy(parameters, positions)`` in kJ/mol.
+        """A traceable potential energy ``energy(parameters, positions, box=None)`` in kJ/mol.
 
         Parameters
         ----------
         nonbonded_method
-            ``"NoCutoff"`` or ``"CutoffNonPeriodic"`` (OpenMM's names); None takes what the force field says for
-            a System without box.
+            OpenMM's names: ``"NoCutoff"``, ``"CutoffNonPeriodic"``; with a box ``"CutoffPeriodic"`` (reaction field),
+            ``"PME"`` or ``"LJPME"`` (dispersion in an Ewald sum too). None takes what the force field says, with the
+            box of the System or without. A System with a box may be treated as if it had none.
         cutoff, switch
             nm: cutoff distance, and the distance at which the vdW switching function begins (None: no switching, or
-            the force field's when ``cutoff`` is None too).
-        ewald_tolerance, pme_grid
-            For periodic electrostatics, which raises UnsupportedError in this version.
+            the force field's when ``cutoff`` is None too). CutoffPeriodic and PME add OpenMM's long-range dispersion
+            correction.
+        ewald_tolerance
+            Error tolerance from which OpenMM's rules choose the splitting parameter and the grid; None is 1e-4, as in
+            ``to_openmm()``. The grid is that of OpenMM's CPU platform, for the box of the System.
+        pme_grid, pme_alpha
+            Grid points along the three box vectors and the splitting parameter in 1/nm, instead of those chosen;
+            ``NonbondedForce.getPMEParametersInContext`` tells OpenMM's. The dispersion grid of LJPME follows the rule.
         accumulate
             ``"float64"`` sums float32 terms in float64.
 
         Raises
         ------
+        InputError
+            Options that contradict each other, or a cutoff that is more than half of the box.
         UnsupportedError
-            Periodic boundary conditions, or another method; the message names it.
+            Another method, or one that the force field asks for and that is not supported; the message names it.
         """
         from offjax.energy import build
 
-        return build(self, nonbonded_method, cutoff, switch, ewald_tolerance, pme_grid, accumulate)
+        return build(self, nonbonded_method, cutoff, switch, ewald_tolerance, pme_grid, pme_alpha, accumulate)
 
     @cached_property
     def active(self) -> Mapping[str, np.ndarray]:

@@ -234,12 +234,16 @@ def test_cutoff_is_openmm_s(switch):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"nonbonded_method": "PME"}, UnsupportedError, "periodic methods are not supported"),
-        ({"nonbonded_method": "magic"}, UnsupportedError, "there is no such method"),
+        ({"nonbonded_method": "PME"}, InputError, "needs a periodic box"),
+        (
+            {"nonbonded_method": "magic"},
+            UnsupportedError,
+            "supported are NoCutoff, CutoffNonPeriodic, CutoffPeriodic, PME, LJPME",
+        ),
         ({"cutoff": 0.9}, InputError, "cutoff and switch need"),
         ({"nonbonded_method": "CutoffNonPeriodic", "cutoff": -1.0}, InputError, "cutoff must be positive"),
         ({"nonbonded_method": "CutoffNonPeriodic", "cutoff": 0.5, "switch": 0.6}, InputError, "switch must lie"),
-        ({"pme_grid": (8, 8, 8)}, UnsupportedError, "periodic"),
+        ({"pme_grid": (8, 8, 8)}, InputError, "need nonbonded_method PME or LJPME"),
         ({"accumulate": "float16"}, InputError, "accumulate"),
     ],
 )
@@ -254,13 +258,12 @@ def test_more_atoms_than_all_pairs_can_serve_are_refused(monkeypatch):
         system("CCO").to_jax()
 
 
-def test_a_box_is_refused_by_name():
+def test_a_box_without_periodic_energy_is_refused_by_name():
     ethanol = molecule("CCO")
     boxed = offjax.System.from_smirnoff(
         "openff-2.2.1.offxml", [ethanol], charge_from_molecules=[ethanol], box=[3.0, 3.0, 3.0]
     )
-    with pytest.raises(UnsupportedError, match="periodic boundary conditions"):
-        boxed.to_jax()
+    assert "PME 0.9 nm" in repr(boxed.to_jax())
     assert np.isfinite(boxed.to_jax(nonbonded_method="NoCutoff")(boxed.parameters, positions("CCO")))
     energy = system("CCO").to_jax()
     with pytest.raises(UnsupportedError, match="not periodic"):

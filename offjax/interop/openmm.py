@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from offjax.errors import InputError, UnsupportedError
+from offjax.errors import InputError
+from offjax.settings import EWALD_TOLERANCE, OpenMMMethods, openmm_methods
 from offjax.topology import Molecule
 from offjax.virtual_sites import N_ATOMS, X_WEIGHTS, Y_WEIGHTS, local_positions
 
@@ -17,14 +17,10 @@ if TYPE_CHECKING:
     import openmm.app
 
     from offjax.parameters import ParameterSet
-    from offjax.settings import NonbondedSettings
     from offjax.system import System
 
 FORCE_GROUPS = ("Bonds", "Angles", "ProperTorsions", "ImproperTorsions", "vdW", "Electrostatics")
 """With ``split_terms=True``, the section at index n is force group n."""
-
-EWALD_TOLERANCE = 1e-4
-"""Ewald error tolerance of exported periodic Systems, as OpenFF Interchange writes it (OpenMM's default is 5e-4)."""
 
 
 def to_openmm(
@@ -62,7 +58,7 @@ def to_openmm(
     import openmm
 
     values = _slots(system, p)
-    method = _method(system.nonbonded, "vdW" in system.terms, "Electrostatics" in system.terms, system.box)
+    method = openmm_methods(system.nonbonded, "vdW" in system.terms, "Electrostatics" in system.terms, system.box)
     made = openmm.System()
     for mass in _masses(system, hydrogen_mass).tolist():
         made.addParticle(mass)
@@ -167,76 +163,7 @@ def _valence_forces(system: System, values, split_terms: bool) -> dict[str, open
 # --- nonbonded --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Method:
-    """OpenMM's method of each part, of both in one force, and the common cutoff and switching distance, nm."""
-
-    both: str
-    vdw: str
-    coulomb: str
-    cutoff: float | None = None
-    switch: float | None = None
-
-
-def _method(settings: NonbondedSettings, vdw: bool, coulomb: bool, box: np.ndarray | None) -> _Method:
-    """What the force field asks for, in OpenMM's words; ``vdw``, ``coulomb``: whether it has these sections."""
-    s = settings
-    if box is None:
-        if not vdw or s.vdw_nonperiodic_method == "no-cutoff":
-            return _Method("NoCutoff", "NoCutoff", "NoCutoff")
-        if coulomb:
-            raise UnsupportedError(
-                f'<vdW nonperiodic_method="{s.vdw_nonperiodic_method}"> with uncut Coulomb electrostatics cannot be '
-                'written as one OpenMM NonbondedForce: use nonperiodic_method="no-cutoff"'
-            )
-        return _Method("CutoffNonPeriodic", "CutoffNonPeriodic", "NoCutoff", s.vdw_cutoff, _switch(s))
-    if vdw and coulomb and s.vdw_cutoff != s.coulomb_cutoff:
-        raise UnsupportedError(
-            f"<vdW> is cut at {s.vdw_cutoff} nm and <Electrostatics> at {s.coulomb_cutoff} nm, but one OpenMM "
-            "NonbondedForce has one cutoff: give both sections the same cutoff"
-        )
-    cutoff = s.vdw_cutoff if vdw else s.coulomb_cutoff
-    if 2 * cutoff > float(np.diag(box).min()):
-        raise InputError(
-            f"the cutoff {cutoff} nm is more than half of the box, whose edges are {np.diag(box).tolist()} nm: use a "
-            "larger box"
-        )
-    if not coulomb:
-        electrostatics = None
-    elif s.coulomb_periodic_potential in ("Ewald3D-ConductingBoundary", "PME"):
-        electrostatics = "PME"
-    elif s.coulomb_periodic_potential == "reaction-field" or "k_rf" in s.coulomb_periodic_potential:
-        electrostatics = "CutoffPeriodic"
-    else:
-        raise UnsupportedError(
-            f'<Electrostatics periodic_potential="{s.coulomb_periodic_potential}"> in a periodic box cannot be '
-            "written as an OpenMM NonbondedForce: supported are Ewald3D-ConductingBoundary and reaction-field"
-        )
-    if not vdw:
-        return _Method(electrostatics or "NoCutoff", "NoCutoff", electrostatics or "NoCutoff", cutoff)
-    if s.vdw_periodic_method == "cutoff":
-        return _Method(
-            electrostatics or "CutoffPeriodic", "CutoffPeriodic", electrostatics or "NoCutoff", cutoff, _switch(s)
-        )
-    if s.vdw_periodic_method == "Ewald3D":
-        if electrostatics == "CutoffPeriodic":
-            raise UnsupportedError(
-                '<vdW periodic_method="Ewald3D"> with reaction-field electrostatics cannot be written as one OpenMM '
-                "NonbondedForce: use Ewald3D-ConductingBoundary for both"
-            )
-        return _Method("LJPME", "LJPME", electrostatics or "NoCutoff", cutoff)
-    raise UnsupportedError(
-        f'<vdW periodic_method="{s.vdw_periodic_method}"> in a periodic box cannot be written as an OpenMM '
-        "NonbondedForce: supported are cutoff and Ewald3D; or build the System without box"
-    )
-
-
-def _switch(settings: NonbondedSettings) -> float | None:
-    width = settings.vdw_switch_width
-    return settings.vdw_cutoff - width if width > 0 else None
-
-
-def _nonbonded_force(system: System, values, method: _Method) -> openmm.NonbondedForce:
+def _nonbonded_force(system: System, values, method: OpenMMMethods) -> openmm.NonbondedForce:
     """A NonbondedForce of the sections in ``values``; a section that is left out counts as zero."""
     import openmm
 

@@ -1,5 +1,8 @@
-"""``<Electrostatics>``: Coulomb interaction of point charges, plain or with OpenMM's reaction field."""
+"""``<Electrostatics>``: Coulomb interaction of point charges, plain, with OpenMM's reaction field, or Ewald's split."""
 
+import math
+
+import jax
 import jax.numpy as jnp
 
 from offjax.constants import COULOMB
@@ -19,3 +22,31 @@ def reaction_field_potential(r2, charge_product, cutoff, dielectric):
     k_rf = (dielectric - 1.0) / ((2.0 * dielectric + 1.0) * cutoff**3)
     c_rf = 3.0 * dielectric / ((2.0 * dielectric + 1.0) * cutoff)
     return COULOMB * charge_product * (1.0 / jnp.sqrt(r2) + k_rf * r2 - c_rf)
+
+
+def ewald_direct_potential(r2, charge_product, alpha):
+    """U = q_i q_j / (4 pi epsilon_0) erfc(alpha r)/r, kJ/mol: the direct-space part of an Ewald sum; alpha in 1/nm.
+
+    Source: U. Essmann et al., J. Chem. Phys. 103, 8577 (1995), section II.
+    """
+    r = jnp.sqrt(r2)
+    return COULOMB * charge_product * jax.scipy.special.erfc(alpha * r) / r
+
+
+def ewald_excluded_potential(r2, charge_product, alpha):
+    """U = -q_i q_j / (4 pi epsilon_0) erf(alpha r)/r, kJ/mol: an excluded pair taken back from the reciprocal sum.
+
+    It is smooth in r2, also at r2 = 0. Source: Essmann et al., section II.
+    """
+    return -COULOMB * charge_product * alpha * _erf_over_root(alpha * alpha * r2)
+
+
+def _erf_over_root(t):
+    """erf(sqrt(t))/sqrt(t), an entire function; 2/sqrt(pi) sum_n (-t)^n / (n! (2n + 1)) for small t."""
+    small = t < 0.25
+    near, far = jnp.where(small, t, 0.0), jnp.where(small, 1.0, t)
+    series = jnp.zeros_like(t)
+    for n in reversed(range(13)):
+        series = series * near + (-1.0) ** n * 2.0 / (math.sqrt(math.pi) * math.factorial(n) * (2 * n + 1))
+    root = jnp.sqrt(far)
+    return jnp.where(small, series, jax.scipy.special.erf(root) / root)

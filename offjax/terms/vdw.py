@@ -1,4 +1,6 @@
-"""``<vdW>``: Lennard-Jones 12-6 with Lorentz-Berthelot combining rules."""
+"""``<vdW>``: Lennard-Jones 12-6 with Lorentz-Berthelot combining rules; its dispersion by an Ewald sum."""
+
+import math
 
 import jax.numpy as jnp
 
@@ -29,3 +31,47 @@ def switching(r, start, cutoff):
     """
     x = jnp.clip((r - start) / (cutoff - start), 0.0, 1.0)
     return 1.0 - x**3 * (10.0 - x * (15.0 - 6.0 * x))
+
+
+def dispersion_coefficient(sigma, epsilon):
+    """c = 2 sigma^3 sqrt(epsilon) of one atom, so that c_i c_j is the coefficient of -1/r^6 by the geometric rule.
+
+    In (kJ/mol)^(1/2) nm^3. The derivative in epsilon is infinite at zero; it is zero by convention.
+    """
+    return 2.0 * sigma**3 * geometry.safe_sqrt(epsilon)
+
+
+def ewald_direct_potential(r2, sigma, epsilon, c6, alpha, cutoff):
+    """Direct-space part of Lennard-Jones with an Ewald sum of the dispersion, kJ/mol.
+
+    U = U_LJ(r) + c_i c_j g(r) - [U_LJ(r_c) + c_i c_j g(r_c)], with g(r) = (1 - e^(-x) (1 + x + x^2/2)) / r^6 and
+    x = (alpha r)^2. sigma (nm), epsilon (kJ/mol) are those of the pair by Lorentz-Berthelot; c6 is c_i c_j, the
+    geometric rule, which the reciprocal sum uses for all pairs. The shift makes the difference of both rules vanish at
+    the cutoff, nm.
+    Source: OpenMM User Guide, "Lennard-Jones Interaction with Particle Mesh Ewald"; C. L. Wennberg et al., J. Chem.
+    Theory Comput. 11, 5737 (2015).
+    """
+
+    def unshifted(r2):
+        return potential(r2, sigma, epsilon) + ewald_excluded_potential(r2, c6, alpha)
+
+    return unshifted(r2) - unshifted(jnp.asarray(cutoff * cutoff, r2.dtype))
+
+
+def ewald_excluded_potential(r2, c6, alpha):
+    """U = c_i c_j (1 - e^(-x) (1 + x + x^2/2)) / r^6, kJ/mol, x = (alpha r)^2: the reciprocal sum's pair, taken back.
+
+    It is smooth in r2, also at r2 = 0. Source: U. Essmann et al., J. Chem. Phys. 103, 8577 (1995), section V.
+    """
+    return c6 * alpha**6 * _damping(alpha * alpha * r2)
+
+
+def _damping(x):
+    """(1 - e^(-x) (1 + x + x^2/2)) / x^3, an entire function: e^(-x) sum_n x^n / (n + 3)! for small x."""
+    small = x < 1.0
+    near, far = jnp.where(small, x, 0.0), jnp.where(small, 1.0, x)
+    series = jnp.zeros_like(x)
+    for n in reversed(range(18)):
+        series = series * near + 1.0 / math.factorial(n + 3)
+    closed = (1.0 - jnp.exp(-far) * (1.0 + far + 0.5 * far * far)) / far**3
+    return jnp.where(small, jnp.exp(-near) * series, closed)

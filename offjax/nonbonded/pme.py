@@ -1,0 +1,149 @@
+"""Smooth particle-mesh Ewald: the reciprocal-space energy of charges, or of dispersion coefficients.
+
+The strengths are spread on a grid with B-splines of order 5; the Fourier transform of the grid, divided by that of the
+splines, approximates the structure factor. Source: U. Essmann et al., J. Chem. Phys. 103, 8577 (1995).
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from offjax.constants import COULOMB
+from offjax.nonbonded.ewald import Ewald
+from offjax.nonbonded.periodic import Box, reciprocal_vectors, volume
+
+ORDER = 5
+
+_WIDTH = 8
+"""Grid points of a window along c: ORDER and zeros, so that a row is one or two vector registers."""
+
+
+def reciprocal_energies(
+    positions: Float[Array, "particle 3"], charges: Float[Array, " particle"], box: Box, ewald: Ewald
+) -> Float[Array, "x y z"]:
+    """Coulomb energy of each wave vector, kJ/mol; positive and negative vectors are counted in one.
+
+    U(m) = 1/(4 pi epsilon_0) exp(-pi^2 m^2 / alpha^2) / (2 pi V m^2) |S(m)|^2 for m != 0 (Essmann section IV).
+    """
+    m2 = _squared_wave_vectors(box, ewald.grid)
+    zero = m2 == 0.0
+    safe = jnp.where(zero, 1.0, m2)
+    influence = jnp.exp(-((math.pi / ewald.alpha) ** 2) * safe) / safe
+    factor = 0.5 * COULOMB / (math.pi * volume(box))
+    return factor * jnp.where(zero, 0.0, influence) * _power(positions, charges, box, ewald.grid)
+
+
+def dispersion_energies(
+    positions: Float[Array, "particle 3"], c6: Float[Array, " particle"], box: Box, ewald: Ewald
+) -> Float[Array, "x y z"]:
+    """Energy of each wave vector, kJ/mol, of the attraction -c_i c_j / r^6 with c = 2 sigma^3 sqrt(epsilon).
+
+    U(m) = -pi^(3/2) / (6 V) [2 pi^(7/2) m^3 erfc(b) + (alpha^3 - 2 pi^2 alpha m^2) exp(-b^2)] |S(m)|^2 with
+    b = pi m / alpha, m = 0 included (Essmann section V).
+    """
+    alpha = ewald.alpha
+    m2 = _squared_wave_vectors(box, ewald.grid)
+    zero = m2 == 0.0
+    m = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, m2)))
+    b = (math.pi / alpha) * m
+    influence = 2.0 * math.pi**3.5 * m * m2 * jax.scipy.special.erfc(b)
+    influence += (alpha**3 - 2.0 * math.pi**2 * alpha * m2) * jnp.exp(-b * b)
+    factor = -(math.pi**1.5) / (6.0 * volume(box))
+    return factor * influence * _power(positions, c6, box, ewald.grid)
+
+
+def bspline(w: Float[Array, "*batch"]) -> Float[Array, "*batch 5"]:
+    """M_5(w + 4), ..., M_5(w) for 0 <= w < 1: the weights of the grid points from the one below a particle upwards.
+
+    M_2 is the hat of width 2; M_k(u) = u/(k-1) M_{k-1}(u) + (k-u)/(k-1) M_{k-1}(u-1) (Essmann section IV).
+    """
+    weights = [1.0 - w, w]
+    for k in range(3, ORDER + 1):
+        weights = [
+            ((w + (k - 1 - j)) * (weights[j - 1] if j else 0.0) + (1.0 - w + j) * (weights[j] if j < k - 1 else 0.0))
+            / (k - 1)
+            for j in range(k)
+        ]
+    return jnp.stack(weights, axis=-1)
+
+
+@functools.cache
+def moduli(n: int) -> np.ndarray:
+    """(n,) squared moduli of the Fourier sum of the spline's values at the integers, along n grid points.
+
+    For even n it vanishes at n/2 (order 5 is odd); the mean of the neighbours stands there instead, as in OpenMM.
+    """
+    values = np.asarray([1.0, 11.0, 11.0, 1.0]) / 24.0
+    result = np.abs(np.exp(2j * np.pi / n * np.outer(np.arange(n), np.arange(4))) @ values) ** 2
+    small = np.nonzero(result < 1e-7)[0]
+    result[small] = 0.5 * (result[small - 1] + result[(small + 1) % n])
+    return result
+
+
+def spread(
+    positions: Float[Array, "particle 3"], strengths: Float[Array, " particle"], box: Box, grid: tuple[int, int, int]
+) -> Float[Array, "x y z"]:
+    """The strengths on the grid, each on 5 x 5 x 5 points around its particle.
+
+    One scatter of whole windows into a grid with margins, which are then added to the opposite side.
+    """
+    dtype = positions.dtype
+    fractional = positions @ reciprocal_vectors(box)
+    scaled = (fractional - jnp.floor(fractional)) * np.asarray(grid, dtype)
+    below = jnp.floor(scaled)
+    start = below.astype(jnp.int32) % np.asarray(grid, np.int32)
+    weights = bspline(scaled - below)
+    along_z = jnp.pad(weights[:, 2], ((0, 0), (0, _WIDTH - ORDER)))
+    windows = (strengths[:, None] * weights[:, 0])[:, :, None] * weights[:, 1][:, None, :]
+    windows = windows[..., None] * along_z[:, None, None, :]
+    margins = (ORDER - 1, ORDER - 1, _WIDTH - 1)
+    dimensions = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(1, 2, 3), inserted_window_dims=(), scatter_dims_to_operand_dims=(0, 1, 2)
+    )
+    filled = jax.lax.scatter_add(
+        jnp.zeros([n + margin for n, margin in zip(grid, margins, strict=True)], dtype),
+        start,
+        windows,
+        dimensions,
+        mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS,  # start is a remainder of the division by the grid
+    )
+    for axis, n in enumerate(grid):
+        inside = jax.lax.slice_in_dim(filled, 0, n, axis=axis)
+        beyond = jax.lax.slice_in_dim(filled, n, n + ORDER - 1, axis=axis)
+        back = [(0, n - (ORDER - 1) if a == axis else 0) for a in range(3)]
+        filled = inside + jnp.pad(beyond, back)
+    return filled
+
+
+def _power(positions, strengths, box, grid):
+    """|S(m)|^2 of one half of the wave vectors, (nx, ny, nz//2 + 1), counted twice where the other half has its own."""
+    transformed = jnp.fft.rfftn(spread(positions, strengths, box, grid))
+    return (transformed.real**2 + transformed.imag**2) * _weights(grid).astype(positions.dtype)
+
+
+@functools.cache
+def _weights(grid: tuple[int, int, int]) -> np.ndarray:
+    """1 / (spline moduli), doubled where the opposite wave vector is not among those of the real transform."""
+    nx, ny, nz = grid
+    twice = np.full(nz // 2 + 1, 2.0)
+    twice[0] = 1.0
+    if nz % 2 == 0:
+        twice[-1] = 1.0
+    return twice / (moduli(nx)[:, None, None] * moduli(ny)[:, None] * moduli(nz)[: nz // 2 + 1])
+
+
+def _squared_wave_vectors(box, grid):
+    """m^2, 1/nm^2, of the wave vectors of a real transform, (nx, ny, nz//2 + 1)."""
+    nx, ny, nz = grid
+    inverse = reciprocal_vectors(box)
+    k = [np.fft.fftfreq(n, 1.0 / n).astype(np.float64) for n in grid]
+    k = [np.asarray(v, box.dtype) for v in (k[0], k[1], k[2][: nz // 2 + 1])]
+    m2 = 0.0
+    for component in inverse:
+        m = component[0] * k[0][:, None, None] + component[1] * k[1][:, None] + component[2] * k[2]
+        m2 = m2 + m * m
+    return m2
