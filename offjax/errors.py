@@ -23,3 +23,7 @@ class PrecisionError(OffjaxError, TypeError):
 
 class DifferentiationError(OffjaxError, TypeError):
     """A derivative was asked for that a fast path does not provide; the message names the path that does."""
+
+
+class NeighborListError(OffjaxError):
+    """A neighbour list that lacks pairs: too small for its neighbours, out of date, or of positions that are not finite."""

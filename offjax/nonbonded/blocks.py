@@ -1,0 +1,271 @@
+"""Sums over the pairs of a neighbour list: energy, forces and per-atom parameter gradients in one pass.
+
+A potential is one scalar function ``u(r2, first, second)`` of the squared distance and of the parameters of two atoms.
+Rows of 128 neighbours meet the 8 atoms of their block in arrays (row, 8, 128). As the list is full, what a lane sums
+over the rows of its block is the whole gradient of its atom: nothing is scattered to neighbours, and half the sum of the
+energies is the energy. The arithmetic is differentiated as a function of scalars, once, by its own vector-Jacobian product.
+
+:func:`pair_energy` has derivatives to any order and in any mode: the first ones from that pass (a ``custom_jvp`` rule),
+those of the gradients by plain differentiation of the same sum, which is correct and slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float
+
+from offjax.errors import NeighborListError
+from offjax.nonbonded.neighbors import CHUNK, LANES, ROW, NeighborList, shifts, slots
+
+Potential = Callable[[Array, tuple[Array, ...], tuple[Array, ...]], Array]
+
+
+def pair_energy(
+    potential: Potential,
+    neighbors: NeighborList,
+    positions: Float[Array, "atom 3"],
+    box: Float[Array, "3 3"] | None,
+    parameters: Sequence[Float[Array, " atom"]] = (),
+    *,
+    accumulate: str | None = None,
+) -> Float[Array, ""]:
+    """The energy of all pairs i < j of the list that are within its cutoff.
+
+    Parameters
+    ----------
+    potential
+        ``u(r2, first, second)``: elementwise, symmetric in the atoms; ``first`` and ``second`` are tuples as long as
+        ``parameters``, with the values of either atom. Called at r2 <= cutoff^2 only, and made of functions of its
+        arguments and of constants: whatever is to be differentiated must be in ``parameters``.
+    box
+        As in the list: None, (3,) or (3, 3).
+    parameters
+        Arrays (n_atoms,) of the dtype of the positions.
+    accumulate
+        ``"float64"``: pairs are computed in the dtype of the positions and summed in float64.
+
+    Raises
+    ------
+    NeighborListError
+        Outside ``jit``: the list has overflowed, or is stale at these positions. Inside ``jit`` the energy is NaN.
+    """
+    energy, bad = _checked_energy(potential, accumulate, positions, box, tuple(parameters), neighbors)
+    if not isinstance(bad, jax.core.Tracer) and bool(bad):
+        raise NeighborListError(
+            "the neighbour list has overflowed: make one of sufficient capacity, neighbors.reallocated(positions, box)"
+            if bool(neighbors.overflow)
+            else "the neighbour list is out of date (or a position is NaN): use neighbors.update(positions, box)"
+        )
+    return energy
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _checked_energy(potential, accumulate, positions, box, parameters, neighbors):
+    bad = neighbors.overflow | neighbors.stale(positions, box)
+    x, h = neighbors.unwrapped(positions, box)
+    energy = _energy(potential, accumulate, x, h, parameters, neighbors)
+    return energy * jnp.where(bad, jnp.nan, 1.0).astype(energy.dtype), bad
+
+
+class _Gradients(NamedTuple):
+    """dU/dx (atom, 3), dU/dparameters, each (atom,), and the strain derivative dU/d(strain) (3, 3) or None."""
+
+    positions: Array
+    parameters: tuple[Array, ...]
+    strain: Array | None
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _energy(potential, accumulate, x, h, parameters, neighbors):
+    return _plain_energy(potential, accumulate, x, h, parameters, neighbors)
+
+
+@partial(_energy.defjvp, symbolic_zeros=True)
+def _energy_rule(potential, accumulate, primals, tangents):
+    x, h, parameters, neighbors = primals
+    dx, dh, dp, _ = tangents
+    strained = h is not None and not isinstance(dh, SymbolicZero)
+    energy, gradients = _gradients(potential, accumulate, strained, x, h, parameters, neighbors)
+    change = jnp.zeros((), energy.dtype)
+    if not isinstance(dx, SymbolicZero):
+        change += jnp.sum(gradients.positions * dx)
+    if strained:
+        # dU/dH at fixed positions: a strain e = H^-1 dH of cell and atoms, less what it does to the atoms
+        strain = jnp.linalg.inv(h) @ dh
+        change += jnp.sum(gradients.strain * strain) - jnp.sum(gradients.positions * (x @ strain))
+    for gradient, tangent in zip(gradients.parameters, dp, strict=True):
+        if not isinstance(tangent, SymbolicZero):
+            change += jnp.sum(gradient * tangent)
+    return energy, change
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _gradients(potential, accumulate, strained, x, h, parameters, neighbors):
+    """Energy and gradients in one pass."""
+    data = _slot_data(x, h, parameters, neighbors)
+    dtype = x.dtype if accumulate is None else jnp.dtype(accumulate)
+    n_sums = 4 + len(parameters) + (6 if strained else 0)
+
+    def step(k, sums):
+        row = _rows(k, data)
+        return sums.at[row.block].add(_row_sums(potential, neighbors.cutoff, strained, row).astype(dtype))
+
+    sums = jnp.zeros((len(neighbors.order) // LANES, LANES, n_sums), dtype)
+    sums = jax.lax.fori_loop(0, _most(-(-neighbors.n_rows // CHUNK)), step, sums)
+    by_atom = jnp.zeros((neighbors.n_atoms + 1, n_sums), dtype)
+    by_atom = by_atom.at[neighbors.order].set(sums.reshape(-1, n_sums))[:-1]
+    strain = None
+    if strained:
+        xx, yy, zz, xy, xz, yz = 0.5 * jnp.sum(by_atom[:, -6:], axis=0)
+        strain = jnp.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz]).reshape(3, 3)
+    of_parameters = tuple(by_atom[:, 4 + k] for k in range(len(parameters)))
+    return 0.5 * jnp.sum(by_atom[:, 0]), _Gradients(by_atom[:, 1:4], of_parameters, strain)
+
+
+@_gradients.defjvp
+def _gradients_rule(potential, accumulate, strained, primals, tangents):
+    *primals, neighbors = primals
+    plain = partial(_plain_gradients, potential, accumulate, strained, neighbors)
+    return jax.jvp(plain, tuple(primals), tuple(tangents[:-1]))
+
+
+# --- one chunk of rows ----------------------------------------------------------------------------------------------
+
+
+class _Rows(NamedTuple):
+    """A chunk of rows: the 128 neighbours (row, 128) and the 8 atoms of the block (row, 8), relative to its centre."""
+
+    block: Array
+    mask: Array
+    theirs: tuple[Array, ...]
+    mine: tuple[Array, ...]
+    their_parameters: tuple[Array, ...]
+    my_parameters: tuple[Array, ...]
+
+
+def _slot_data(x, h, parameters, neighbors):
+    """Coordinates and parameters in the order of the slots, the centres of the blocks, and the list."""
+    order = neighbors.order
+    filled = jnp.where(order == neighbors.n_atoms, jnp.repeat(order[::LANES], LANES), order)
+    columns = [_at(v, filled) for v in (*x.T, *parameters)]
+    blocks = jax.lax.stop_gradient(jnp.stack(columns[:3])).reshape(3, -1, LANES)
+    centre = 0.5 * (jnp.min(blocks, axis=2) + jnp.max(blocks, axis=2))
+    return columns, centre, h, neighbors
+
+
+def _rows(k, data) -> _Rows:
+    columns, centre, h, neighbors = data
+    entries, mask, block = (
+        jax.lax.dynamic_slice_in_dim(v, k * CHUNK, CHUNK) for v in (neighbors.entries, neighbors.mask, neighbors.block)
+    )
+    origin = [_at(c, block)[:, None] for c in centre]
+    shift = (0.0, 0.0, 0.0) if h is None else shifts(entries, h)
+    theirs = [_at(c, slots(entries)) for c in columns]
+    mine = [_at(c.reshape(-1, LANES), block) for c in columns]
+    return _Rows(
+        block,
+        mask,
+        tuple(t + s - o for t, s, o in zip(theirs[:3], shift, origin, strict=True)),
+        tuple(m - o for m, o in zip(mine[:3], origin, strict=True)),
+        tuple(theirs[3:]),
+        tuple(mine[3:]),
+    )
+
+
+def _lanes(value):
+    """The block's atoms against all neighbours."""
+    return jnp.broadcast_to(value[:, :, None], (CHUNK, LANES, ROW))
+
+
+def _neighbors(value):
+    """The neighbours against all atoms of the block."""
+    return jnp.broadcast_to(value[:, None, :], (CHUNK, LANES, ROW))
+
+
+def _geometry(row: _Rows, cutoff):
+    """Difference vectors, squared distances (those that do not count replaced), and which count, (row, 8, 128)."""
+    difference = [_neighbors(t) - _lanes(m) for t, m in zip(row.theirs, row.mine, strict=True)]
+    r2 = difference[0] ** 2 + difference[1] ** 2 + difference[2] ** 2
+    bits = jnp.left_shift(jnp.uint8(1), jnp.arange(LANES, dtype=jnp.uint8))
+    counts = (row.mask[:, None, :] & bits[:, None] == 0) & (r2 < cutoff**2)
+    return difference, jnp.where(counts, r2, jnp.asarray(cutoff**2, r2.dtype)), counts
+
+
+def _row_sums(potential, cutoff, strained, row: _Rows):
+    """(row, 8, sums): energy, dU/dx, dU/dparameters and virial of each lane, summed over the row."""
+    row = jax.lax.optimization_barrier(row)  # or XLA gathers once a pair
+    difference, r2, counts = _geometry(row, cutoff)
+    theirs = tuple(map(_neighbors, row.their_parameters))
+    u, pull = jax.vjp(lambda r2, *mine: potential(r2, mine, theirs), r2, *map(_lanes, row.my_parameters))
+    slope, *of_parameters = pull(jnp.ones_like(u))
+    slope = jnp.where(counts, 2.0 * slope, 0.0)
+    terms = [jnp.where(counts, u, 0.0), *(-slope * d for d in difference)]
+    terms += [jnp.where(counts, g, 0.0) for g in of_parameters]
+    if strained:
+        terms += [slope * difference[a] * difference[b] for a, b in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))]
+    return jnp.stack(_sum_rows(terms), axis=-1)
+
+
+def _sum_rows(terms):
+    """Sums over the last axis, all of them in one loop, which separate sums would compute once each.
+
+    A floating-point sum in order cannot be vectorized: the halves of the rows are added first, elementwise, then the
+    rest in strides of 16.
+    """
+    halves = [t.reshape(CHUNK, LANES, 2, ROW // 2) for t in terms]
+    zero = [jnp.zeros((), t.dtype) for t in terms]
+    added = jax.lax.reduce(halves, zero, lambda a, b: [x + y for x, y in zip(a, b, strict=True)], (2,))
+    short = [jnp.sum(t.reshape(CHUNK, LANES, -1, 16), axis=2) for t in added]
+    return [jnp.sum(t, axis=-1) for t in jax.lax.optimization_barrier(short)]
+
+
+def _at(values, index):
+    return values.at[index].get(mode="promise_in_bounds")
+
+
+@jax.custom_batching.custom_vmap
+def _most(n):
+    return n
+
+
+@_most.def_vmap
+def _most_of_batch(size, mapped, n):
+    """One number of steps for all replicas; rows without entries add nothing."""
+    return jnp.max(n), False
+
+
+# --- the same by plain differentiation ------------------------------------------------------------------------------
+
+
+def _plain_energy(potential, accumulate, x, h, parameters, neighbors):
+    """The definition: differentiable in any mode, to any order."""
+    data = _slot_data(x, h, parameters, neighbors)
+    dtype = x.dtype if accumulate is None else jnp.dtype(accumulate)
+
+    @jax.checkpoint
+    def chunk(total, k):
+        row = _rows(k, data)
+        _, r2, counts = _geometry(row, neighbors.cutoff)
+        u = potential(r2, tuple(map(_lanes, row.my_parameters)), tuple(map(_neighbors, row.their_parameters)))
+        return total + jnp.sum(jnp.where(counts, u, 0.0), dtype=dtype), None
+
+    n_chunks = len(neighbors.block) // CHUNK
+    return 0.5 * jax.lax.scan(chunk, jnp.zeros((), dtype), jnp.arange(n_chunks, dtype=jnp.int32))[0]
+
+
+def _plain_gradients(potential, accumulate, strained, neighbors, x, h, parameters):
+    def energy(x, parameters, strain):
+        if strain is None:
+            return _plain_energy(potential, accumulate, x, h, parameters, neighbors)
+        return _plain_energy(potential, accumulate, x + x @ strain, h + h @ strain, parameters, neighbors)
+
+    strain = jnp.zeros((3, 3), x.dtype) if strained else None
+    value, gradients = jax.value_and_grad(energy, argnums=(0, 1) if strain is None else (0, 1, 2))(x, parameters, strain)
+    wide = [jax.tree.map(lambda g: g.astype(value.dtype), g) for g in gradients]
+    return value, _Gradients(wide[0], wide[1], wide[2] if strained else None)
