@@ -26,4 +26,4 @@ class DifferentiationError(OffjaxError, TypeError):
 
 
 class NeighborListError(OffjaxError):
-    """A neighbour list that lacks pairs: too small for its neighbours, out of date, or of positions that are not finite."""
+    """A neighbour list that lacks pairs: too small for its neighbours, out of date, or of NaN positions."""

@@ -2,8 +2,9 @@
 
 A potential is one scalar function ``u(r2, first, second)`` of the squared distance and of the parameters of two atoms.
 Rows of 128 neighbours meet the 8 atoms of their block in arrays (row, 8, 128). As the list is full, what a lane sums
-over the rows of its block is the whole gradient of its atom: nothing is scattered to neighbours, and half the sum of the
-energies is the energy. The arithmetic is differentiated as a function of scalars, once, by its own vector-Jacobian product.
+over the rows of its block is the whole gradient of its atom: nothing is scattered to neighbours, and half the sum of
+the energies is the energy. The arithmetic is differentiated as a function of scalars, by its own vector-Jacobian
+product.
 
 :func:`pair_energy` has derivatives to any order and in any mode: the first ones from that pass (a ``custom_jvp`` rule),
 those of the gradients by plain differentiation of the same sum, which is correct and slower.
@@ -266,6 +267,8 @@ def _plain_gradients(potential, accumulate, strained, neighbors, x, h, parameter
         return _plain_energy(potential, accumulate, x + x @ strain, h + h @ strain, parameters, neighbors)
 
     strain = jnp.zeros((3, 3), x.dtype) if strained else None
-    value, gradients = jax.value_and_grad(energy, argnums=(0, 1) if strain is None else (0, 1, 2))(x, parameters, strain)
+    value, gradients = jax.value_and_grad(energy, argnums=(0, 1) if strain is None else (0, 1, 2))(
+        x, parameters, strain
+    )
     wide = [jax.tree.map(lambda g: g.astype(value.dtype), g) for g in gradients]
     return value, _Gradients(wide[0], wide[1], wide[2] if strained else None)

@@ -66,10 +66,10 @@ class NeighborList:
     slot (:func:`slots`) and image (:func:`images`) of a neighbour of block ``block``.
     """
 
-    order: Int[Array, "slot"]
+    order: Int[Array, " slot"]
     entries: Int[Array, "row 128"]
     mask: UInt8[Array, "row 128"]
-    block: Int[Array, "row"]
+    block: Int[Array, " row"]
     n_rows: Int[Array, ""]
     positions: Float[Array, "atom 3"]
     box: Float[Array, "3 3"] | None
@@ -412,7 +412,9 @@ def _near_atoms(tree, blocks, h, reach, capacity):
         near = (entry >= 0) & (closest <= reach**2)
         return _compact(near[None], entry[None], capacity)
 
-    entries, counts = jax.lax.map(lambda a: jax.tree.map(lambda v: v[0], one(a)), (blocks, tree.x.reshape(-1, LANES, 3)))
+    entries, counts = jax.lax.map(
+        lambda a: jax.tree.map(lambda v: v[0], one(a)), (blocks, tree.x.reshape(-1, LANES, 3))
+    )
     return entries, counts
 
 

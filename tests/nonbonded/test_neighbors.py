@@ -184,9 +184,7 @@ def test_each_level_of_the_search_reports_its_overflow(rng):
     for name in Capacity._fields:
         less = getattr(good, name) - (CHUNK if name == "rows" else 1)
         with pytest.raises(NeighborListError, match="fit"):
-            neighbor_list(
-                x, 3.0 * jnp.eye(3), cutoff=1.0, skin=0.1, capacity=good._replace(**{name: less})
-            )
+            neighbor_list(x, 3.0 * jnp.eye(3), cutoff=1.0, skin=0.1, capacity=good._replace(**{name: less}))
 
 
 def test_two_dimensions_are_three_with_z_zero(rng):
@@ -232,12 +230,12 @@ def test_few_atoms(n):
 
 def test_float32_pairs_are_summed_in_float64(rng):
     x, h, parameters = example(rng, BOXES["brick"], 0.8)
-    exact = pair_energy(
-        potential, neighbor_list(x, h, cutoff=0.8, skin=0.1, capacity=CAPACITY), x, h, parameters
-    )
+    exact = pair_energy(potential, neighbor_list(x, h, cutoff=0.8, skin=0.1, capacity=CAPACITY), x, h, parameters)
     x, h, parameters = jax.tree.map(lambda v: v.astype("float32"), (x, h, parameters))
     neighbors = neighbor_list(x, h, cutoff=0.8, skin=0.1, capacity=CAPACITY)
-    value, gradient = jax.value_and_grad(lambda x: pair_energy(potential, neighbors, x, h, parameters, accumulate="float64"))(x)
+    value, gradient = jax.value_and_grad(
+        lambda x: pair_energy(potential, neighbors, x, h, parameters, accumulate="float64")
+    )(x)
     assert value.dtype == np.float64 and gradient.dtype == np.float32
     np.testing.assert_allclose(value, exact, rtol=1e-5)
     with pytest.raises(InputError, match="float32"):
