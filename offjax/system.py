@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from offjax import virtual_sites
 from offjax.assignment import AssignmentMatrix
-from offjax.energy import PotentialEnergy
+from offjax.energy import PotentialEnergy, as_positions
 from offjax.errors import InputError
 from offjax.nonbonded import PairList
 from offjax.parameters import ParameterSet
@@ -284,6 +285,29 @@ class System:
         from offjax.energy import build
 
         return build(self, nonbonded_method, cutoff, switch, ewald_tolerance, pme_grid, pme_alpha, accumulate)
+
+    def place_sites(self, positions, p: ParameterSet | None = None):
+        """Positions (n_particles, 3) nm of all particles: those of the atoms, then the virtual sites.
+
+        ``positions`` (n_atoms, 3) or (n_particles, 3) nm, whose rows of sites are ignored. The same as
+        ``system.to_jax().place_sites(p, positions)``, without an energy.
+
+        Raises
+        ------
+        InputError
+            Wrong shape, or parameters of another force field.
+        PrecisionError
+            float64 NumPy positions while JAX's x64 mode is off.
+        """
+        x, n = as_positions(positions), self.topology.n_atoms
+        if x.shape not in ((n, 3), (self.n_particles, 3)):
+            raise InputError(f"expected positions ({n}, 3) of the atoms in nm, got {x.shape}")
+        if n == self.n_particles:
+            return x
+        term, x = self.terms["VirtualSites"], x[:n]
+        values = {a: jnp.asarray(v[term.slot], x.dtype) for a, v in self.slots(p)["VirtualSites"].items()}
+        sites = virtual_sites.positions(x, term.atoms, np.asarray(term.kind)[term.slot], **values)
+        return jnp.concatenate([x, sites])
 
     @cached_property
     def active(self) -> Mapping[str, np.ndarray]:

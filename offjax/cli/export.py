@@ -83,11 +83,13 @@ def _openmm(system, path: Path, split_terms: bool) -> None:
 def _pdb(system, positions, path: Path) -> None:
     import io
 
+    import numpy as np
     import openmm.app
     from openmm import unit
 
     from offjax.interop.files import write_atomically
 
     text = io.StringIO()
-    openmm.app.PDBFile.writeFile(system.to_openmm_topology(), positions * unit.nanometer, text, keepIds=True)
+    particles = np.asarray(system.place_sites(positions)) * unit.nanometer
+    openmm.app.PDBFile.writeFile(system.to_openmm_topology(), particles, text, keepIds=True)
     write_atomically(path, text.getvalue().encode())

@@ -33,13 +33,9 @@ def case(name):
 
 
 @functools.cache
-def exported(name):
-    chosen, molecules, given, _, _ = case(name)
-    interchange = chosen.create_interchange(Topology.from_molecules(molecules), charge_from_molecules=given)
-    return interchange, interchange.to_openmm_system(combine_nonbonded_forces=True)
-
-
-def terms_and_forces(system, x):
+def ours(name):
+    """offjax's {term: (energy, forces)}."""
+    *_, system, x = case(name)
     energy, p = system.to_jax(), system.parameters
     result = {}
     for term in oracle.TERMS:
@@ -49,15 +45,20 @@ def terms_and_forces(system, x):
     return result
 
 
+@functools.cache
+def exported(name):
+    chosen, molecules, given, _, _ = case(name)
+    interchange = chosen.create_interchange(Topology.from_molecules(molecules), charge_from_molecules=given)
+    return interchange, interchange.to_openmm_system(combine_nonbonded_forces=True)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_energies_and_forces_equal_interchange(name):
     _, _, _, system, x = case(name)
     interchange, theirs = exported(name)
     assert system.n_particles == theirs.getNumParticles() > system.topology.n_atoms
     n_propers = len(interchange["ProperTorsions"].key_map)
-    assert (
-        oracle.disagreements(terms_and_forces(system, x), oracle.evaluate(oracle.by_term(theirs, n_propers), x)) == []
-    )
+    assert oracle.disagreements(ours(name), oracle.evaluate(oracle.by_term(theirs, n_propers), x)) == []
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -65,24 +66,25 @@ def test_the_exported_system_equals_the_energy_and_interchange(name):
     import openmm
 
     _, _, _, system, x = case(name)
-    theirs, ours = exported(name)[1], system.to_openmm()
+    theirs, made = exported(name)[1], system.to_openmm()
     n = system.topology.n_atoms
-    assert [ours.getParticleMass(i)._value for i in range(n, system.n_particles)] == [0.0] * (system.n_particles - n)
+    assert [made.getParticleMass(i)._value for i in range(n, system.n_particles)] == [0.0] * (system.n_particles - n)
     assert system.masses.tolist() == pytest.approx(
         [theirs.getParticleMass(i)._value for i in range(system.n_particles)]
     )
-    assert oracle.constraints(ours) == pytest.approx(oracle.constraints(theirs))
-    answers = [oracle.evaluate(s, x, groups={"all": 0})["all"] for s in (ours, theirs)]
+    assert oracle.constraints(made) == pytest.approx(oracle.constraints(theirs))
+    answers = [oracle.evaluate(s, x, groups={"all": 0})["all"] for s in (made, theirs)]
     assert answers[0][0] == pytest.approx(answers[1][0], abs=1e-6)
     rms = np.sqrt(np.mean(answers[1][1] ** 2))
     assert np.abs(answers[0][1] - answers[1][1]).max() <= 1e-6 * rms
     split = system.to_openmm(split_terms=True)
-    assert oracle.disagreements(terms_and_forces(system, x), oracle.evaluate(split, x)) == []
-    context = openmm.Context(ours, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatform("Reference"))
+    assert oracle.disagreements(ours(name), oracle.evaluate(split, x)) == []
+    context = openmm.Context(made, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatform("Reference"))
     context.setPositions(np.concatenate([x, np.zeros((system.n_particles - n, 3))]))
     context.computeVirtualSites()
     placed = context.getState(getPositions=True).getPositions(asNumpy=True)._value
     assert np.allclose(system.to_jax().place_sites(system.parameters, x), placed, rtol=0, atol=1e-14)
+    assert np.allclose(system.place_sites(x), placed, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -92,10 +94,10 @@ def test_exceptions_are_those_of_interchange(name):
         rows = (force.getExceptionParameters(i) for i in range(force.getNumExceptions()))
         return {tuple(sorted((i, j))): (q._value, e._value) for i, j, q, _, e in rows}
 
-    ours, theirs = exceptions(case(name)[3].to_openmm()), exceptions(exported(name)[1])
-    assert ours.keys() == theirs.keys()
-    for pair in ours:
-        assert ours[pair] == pytest.approx(theirs[pair], rel=1e-12), pair
+    mine, theirs = exceptions(case(name)[3].to_openmm()), exceptions(exported(name)[1])
+    assert mine.keys() == theirs.keys()
+    for pair in mine:
+        assert mine[pair] == pytest.approx(theirs[pair], rel=1e-12), pair
 
 
 @pytest.mark.parametrize("name", ["all kinds", "tip5p"])
