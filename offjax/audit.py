@@ -37,7 +37,7 @@ FORCE_TOLERANCE = 1e-6
 """relative to the RMS of the forces"""
 GRADIENT_TOLERANCE = 1e-6
 """relative to max(|g|, RMS of g over the section's attribute)"""
-SECTIONS = ("Bonds", "Angles", "ProperTorsions", "ImproperTorsions", "vdW", "Electrostatics")
+SECTIONS = ("Bonds", "Angles", "ProperTorsions", "ImproperTorsions", "vdW", "Electrostatics", "GBSA")
 NONBONDED = ("vdW", "Electrostatics")
 
 ABSOLUTE_STEPS = {
@@ -47,8 +47,11 @@ ABSOLUTE_STEPS = {
     "inPlaneAngle": 1e-2,
     "charge": 1e-2,
     "charge_increment": 1e-2,
+    "radius": 2e-5,
+    "scale": 1e-4,
 }
-"""Steps in MD units (rad, e) of attributes whose natural scale is not their value."""
+"""Steps in MD units (rad, e, nm) of attributes whose natural scale is not their value. Those of GBSA are short because
+its second derivatives jump where the sphere of one atom begins to reach another."""
 RELATIVE_STEP = 2e-3
 
 

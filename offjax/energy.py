@@ -7,7 +7,7 @@ any order. It defines the numbers; faster paths (:mod:`offjax.batch`) are tested
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -20,8 +20,8 @@ from offjax.errors import InputError, PrecisionError, UnsupportedError
 from offjax.interactions import METHODS, PERIODIC, Pairs, Particles, Treatment
 from offjax.nonbonded import ewald, molecule_pairs
 from offjax.parameters import ParameterSet, Schema
-from offjax.settings import EWALD_TOLERANCE, check_cutoff, openmm_methods
-from offjax.terms import angles, bonds, torsions
+from offjax.settings import EWALD_TOLERANCE, GBSASettings, check_cutoff, openmm_methods
+from offjax.terms import angles, bonds, gbsa, torsions
 from offjax.topology import reduced_box
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class _Static:
     treatment: Treatment
     accumulate: str | None
     layout: tuple[tuple[str, str, int, int], ...]
+    gbsa: GBSASettings | None
 
 
 @jax.tree_util.register_dataclass
@@ -119,7 +120,7 @@ class PotentialEnergy:
         return _total(self.by_term(p, positions, box, neighbors))
 
     def by_term(self, p: ParameterSet, positions, box=None, neighbors=None) -> dict[str, Float[Array, ""]]:
-        """Energy of each section, kJ/mol: Bonds, Angles, ProperTorsions, ImproperTorsions, vdW, Electrostatics."""
+        """Energy by section, kJ/mol: Bonds, Angles, ProperTorsions, ImproperTorsions, vdW, Electrostatics, GBSA."""
         self._check(p)
         return _by_term(*self._arguments(p, positions, box, neighbors))
 
@@ -287,6 +288,10 @@ class PotentialEnergy:
         energies.update(self._torsions(values, x))
         for section, parts in self._nonbonded(values, x, box).items():
             energies[section] = sum(parts.values())
+        if self.static.gbsa is not None:
+            charge, options = values["Electrostatics"]["charge"], asdict(self.static.gbsa)
+            terms = gbsa.energies(x, charge, **values["GBSA"], **options, cutoff=self.static.treatment.cutoff)
+            energies["GBSA"] = self._sum(terms)
         return energies
 
     def _active(self, name, values):
@@ -418,6 +423,14 @@ def build(
     """The plain energy of a System; see :meth:`offjax.System.to_jax`."""
     treatment = _treatment(system, nonbonded_method, in_nm(cutoff), in_nm(switch))
     treatment = _with_ewald(treatment, system.box, ewald_tolerance, pme_grid, pme_alpha)
+    if system.gbsa is not None:
+        if treatment.periodic:
+            raise UnsupportedError(
+                "<GBSA> in a periodic box is not supported: build the System without box, or pass "
+                'nonbonded_method="NoCutoff" or "CutoffNonPeriodic"'
+            )
+        # beside implicit solvent the reaction field is that of vacuum: the solvent is there already
+        treatment = replace(treatment, reaction_field_dielectric=1.0)
     if accumulate not in (None, "float64"):
         raise InputError(f'accumulate must be None or "float64", got {accumulate!r}')
     if accumulate == "float64" and not jax.config.jax_enable_x64:
@@ -444,7 +457,7 @@ def build(
             layout.append((name, attribute, start, start + matrix.shape[0]))
             matrices.append(matrix)
     n_atoms, n_particles = system.topology.n_atoms, system.n_particles
-    static = _Static(system.parameters.schema, n_atoms, n_particles, treatment, accumulate, tuple(layout))
+    static = _Static(system.parameters.schema, n_atoms, n_particles, treatment, accumulate, tuple(layout), system.gbsa)
     box = system.box if treatment.periodic else None
     return PotentialEnergy(_table(matrices), sections, _pairs(system), box, static)
 

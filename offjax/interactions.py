@@ -21,13 +21,15 @@ from offjax.terms import electrostatics, vdw
 
 @dataclass(frozen=True)
 class Treatment:
-    """OpenMM's nonbonded method, the cutoff and switching distance (nm), and the parameters of the Ewald sums."""
+    """OpenMM's nonbonded method, the cutoff and switching distance (nm), the parameters of the Ewald sums, and the
+    dielectric constant beyond the cutoff of a reaction field."""
 
     method: str = "NoCutoff"
     cutoff: float = math.inf
     switch: float | None = None
     coulomb: Ewald | None = None
     dispersion: Ewald | None = None
+    reaction_field_dielectric: float = REACTION_FIELD_DIELECTRIC
 
     @property
     def periodic(self) -> bool:
@@ -120,7 +122,7 @@ def pair_potentials(treatment: Treatment, r2, lennard_jones, c6, charge_product)
         if treatment.coulomb is not None:
             u = electrostatics.ewald_direct_potential(r2, charge_product, treatment.coulomb.alpha)
         elif cutoff < math.inf:
-            u = electrostatics.reaction_field_potential(r2, charge_product, cutoff, REACTION_FIELD_DIELECTRIC)
+            u = electrostatics.reaction_field_potential(r2, charge_product, cutoff, treatment.reaction_field_dielectric)
         else:
             u = electrostatics.potential(r2, charge_product)
         energies["Electrostatics"] = u

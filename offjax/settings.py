@@ -1,4 +1,4 @@
-"""How a force field treats nonbonded interactions: the options of ``<vdW>`` and ``<Electrostatics>``, and OpenMM's."""
+"""How a force field treats nonbonded interactions: the options of its sections, in its words and in OpenMM's."""
 
 from __future__ import annotations
 
@@ -99,3 +99,17 @@ def check_cutoff(cutoff: float, box: np.ndarray) -> None:
 def _switch(settings: NonbondedSettings) -> float | None:
     width = settings.vdw_switch_width
     return settings.vdw_cutoff - width if width > 0 else None
+
+
+@dataclass(frozen=True)
+class GBSASettings:
+    """The implicit solvent, named as in the SMIRNOFF specification; penalty in kJ/mol/nm^2, radius in nm.
+
+    A ``surface_area_penalty`` of zero stands for ``sa_model="None"``.
+    """
+
+    model: str
+    solvent_dielectric: float
+    solute_dielectric: float
+    surface_area_penalty: float
+    solvent_radius: float

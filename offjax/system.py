@@ -18,7 +18,7 @@ from offjax.energy import PotentialEnergy, as_positions
 from offjax.errors import InputError
 from offjax.nonbonded import PairList
 from offjax.parameters import ParameterSet
-from offjax.settings import NonbondedSettings
+from offjax.settings import GBSASettings, NonbondedSettings
 from offjax.topology import Topology
 
 
@@ -85,6 +85,7 @@ class System:
     source: str = field(repr=False)
     box: np.ndarray | None = None
     charge_methods: tuple[str, ...] = ()
+    gbsa: GBSASettings | None = None
 
     # --- making, saving, exporting: these call upwards, at call time only -------------------------------------------
 

@@ -11,6 +11,7 @@ from offjax.cli import options
 TYPICAL = {
     "length": (0.001, "0.01 Å"),
     "distance": (0.001, "0.01 Å"),
+    "radius": (0.001, "0.01 Å"),
     "sigma": (0.001, "0.01 Å"),
     "rmin_half": (0.001, "0.01 Å"),
     "angle": (0.017453292519943295, "1°"),

@@ -78,7 +78,8 @@ def _write(force_field: ForceField, label: Label, value: float) -> None:
     elif label.bond_order is not None:
         holder, key = stored, label.bond_order
     else:
-        setattr(parameter, label.attribute, Quantity(decimal(value, label.factor), stored.units))
+        number = decimal(value, label.factor)
+        setattr(parameter, label.attribute, Quantity(number, stored.units) if hasattr(stored, "units") else number)
         return
     holder[key] = Quantity(decimal(value, label.factor), holder[key].units)
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from offjax.errors import InputError
-from offjax.settings import EWALD_TOLERANCE, OpenMMMethods, openmm_methods
+from offjax.constants import COULOMB
+from offjax.errors import InputError, UnsupportedError
+from offjax.settings import EWALD_TOLERANCE, GBSASettings, OpenMMMethods, openmm_methods
+from offjax.terms import gbsa
 from offjax.topology import Molecule
 from offjax.virtual_sites import N_ATOMS, X_WEIGHTS, Y_WEIGHTS, local_positions
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from offjax.parameters import ParameterSet
     from offjax.system import System
 
-FORCE_GROUPS = ("Bonds", "Angles", "ProperTorsions", "ImproperTorsions", "vdW", "Electrostatics")
+FORCE_GROUPS = ("Bonds", "Angles", "ProperTorsions", "ImproperTorsions", "vdW", "Electrostatics", "GBSA")
 """With ``split_terms=True``, the section at index n is force group n."""
 
 
@@ -31,8 +33,9 @@ def to_openmm(
     HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce (propers, then impropers) and ONE NonbondedForce whose
     exceptions hold the 1-2 and 1-3 pairs with zero and the 1-4 pairs with scaled charge product and epsilon. Slots that
     constraints replace (``system.active``) make no term. Virtual sites are LocalCoordinatesSites after all atoms, at
-    the points of :mod:`offjax.virtual_sites`, so that OpenMM moves their forces to the same atoms. No CMMotionRemover
-    is added.
+    the points of :mod:`offjax.virtual_sites`, so that OpenMM moves their forces to the same atoms. ``<GBSA>`` of model
+    OBC2 is a GBSAOBCForce where its solvent radius is the 0.14 nm that OpenMM has, every other one a CustomGBForce
+    with the equations of :mod:`offjax.terms.gbsa`. No CMMotionRemover is added.
 
     Without box the method is NoCutoff; with box (which becomes the default box vectors) what the force field asks
     for: PME, LJPME for ``<vdW periodic_method="Ewald3D">``, CutoffPeriodic for reaction field or for a force field
@@ -77,6 +80,8 @@ def to_openmm(
         forces.update({s: _nonbonded_force(system, {s: v}, method) for s, v in nonbonded.items()})
     elif nonbonded:
         forces["Nonbonded"] = _nonbonded_force(system, nonbonded, method)
+    if system.gbsa is not None:
+        forces["GBSA"] = _gbsa_force(system, values)
     for name, force in forces.items():
         force.setName(name)
         if split_terms:
@@ -231,6 +236,63 @@ def _exceptions(pairs, charge, sigma, epsilon) -> list[tuple[float, float, float
     mixed = np.where(excluded, 1.0, 0.5 * (sigma[i] + sigma[j]))
     depth = pairs.vdw_scale * np.sqrt(epsilon[i] * epsilon[j])
     return list(zip(product.tolist(), mixed.tolist(), depth.tolist(), strict=True))
+
+
+def _gbsa_force(system: System, values) -> openmm.Force:
+    import openmm
+
+    solvent = system.gbsa
+    assert solvent is not None
+    if system.box is not None:
+        raise UnsupportedError("<GBSA> in a periodic box is not supported: build the System without box")
+    charge = values["Electrostatics"]["charge"][system.terms["Electrostatics"].slot]
+    slot = system.terms["GBSA"].slot
+    radius, scale = values["GBSA"]["radius"][slot], values["GBSA"]["scale"][slot]
+    if solvent.model == "OBC2" and math.isclose(solvent.solvent_radius, 0.14):
+        force = openmm.GBSAOBCForce()
+        force.setSolventDielectric(solvent.solvent_dielectric)
+        force.setSoluteDielectric(solvent.solute_dielectric)
+        force.setSurfaceAreaEnergy(solvent.surface_area_penalty)
+        rows = zip(charge.tolist(), radius.tolist(), scale.tolist(), strict=True)
+    else:
+        force = _custom_gb_force(solvent)
+        offset = radius - gbsa.OFFSET
+        rows = ([row] for row in np.stack([charge, offset, scale * offset], axis=1).tolist())
+    for row in rows:
+        force.addParticle(*row)
+    return force
+
+
+def _custom_gb_force(solvent: GBSASettings) -> openmm.CustomGBForce:
+    """Without particles, whose parameters are charge, offset radius (nm) and screened offset radius (nm)."""
+    import openmm
+
+    force = openmm.CustomGBForce()
+    for name in ("charge", "o", "s"):
+        force.addPerParticleParameter(name)
+    bracket = "1/L-1/U+0.25*(r-s2^2/r)*(1/U^2-1/L^2)+0.5*log(L/U)/r"
+    if solvent.model == "OBC2":
+        bracket += "+2*step(s2-r-o1)*(1/o1-1/L)"
+    force.addComputedValue(
+        "I", f"0.5*step(U-o1)*({bracket});L=max(o1,abs(r-s2));U=r+s2", openmm.CustomGBForce.ParticlePairNoExclusions
+    )
+    born = "1/(1/o-I)"
+    if solvent.model != "HCT":
+        a, b, c = gbsa.TANH[solvent.model]
+        born = f"1/(1/o-tanh({a!r}*psi+{b!r}*psi^2+{c!r}*psi^3)/(o+{gbsa.OFFSET!r}));psi=I*o"
+    force.addComputedValue("B", born, openmm.CustomGBForce.SingleParticle)
+    strength = -COULOMB * (1.0 / solvent.solute_dielectric - 1.0 / solvent.solvent_dielectric)
+    surface = 4.0 * math.pi * solvent.surface_area_penalty
+    force.addEnergyTerm(
+        f"0.5*{strength!r}*charge^2/B+{surface!r}*(radius+{solvent.solvent_radius!r})^2*(radius/B)^6;"
+        f"radius=o+{gbsa.OFFSET!r}",
+        openmm.CustomGBForce.SingleParticle,
+    )
+    force.addEnergyTerm(
+        f"{strength!r}*charge1*charge2/sqrt(r^2+B1*B2*exp(-r^2/(4*B1*B2)))",
+        openmm.CustomGBForce.ParticlePairNoExclusions,
+    )
+    return force
 
 
 # --- particles --------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from offjax.errors import InputError
 from offjax.interop.files import write_atomically
 from offjax.nonbonded import PairList
 from offjax.parameters import Label, ParameterSet, Schema
-from offjax.settings import NonbondedSettings
+from offjax.settings import GBSASettings, NonbondedSettings
 from offjax.topology import Molecule, Topology, reduced_box
 from offjax.virtual_sites import KINDS
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FORMAT = "offjax-system"
 VERSION = 2
-"""2: virtual sites, whose terms reach beyond the atoms of their molecule."""
+"""2: virtual sites, whose terms reach beyond the atoms of their molecule, and implicit solvent."""
 
 UNITS = {
     ("Bonds", "k"): "kJ/mol/nm^2",
@@ -47,6 +47,8 @@ UNITS = {
     ("vdW", "epsilon"): "kJ/mol",
     ("Electrostatics", "charge"): "e",
     ("Constraints", "distance"): "nm",
+    ("GBSA", "radius"): "nm",
+    ("GBSA", "scale"): "dimensionless",
     ("VirtualSites", "distance"): "nm",
     ("VirtualSites", "outOfPlaneAngle"): "rad",
     ("VirtualSites", "inPlaneAngle"): "rad",
@@ -80,6 +82,9 @@ def save(system: System, path) -> None:
             _put(file, "box", system.box, "box vectors, one a row", "nm")
         for name, value in asdict(system.nonbonded).items():
             file.require_group("nonbonded").attrs[name] = value
+        if system.gbsa is not None:
+            for name, value in asdict(system.gbsa).items():
+                file.require_group("gbsa").attrs[name] = value
         _put(file, "charge_methods", _text(system.charge_methods), "how each unique molecule got its charges")
         _put_parameters(file.create_group("parameters"), system.parameters)
         _put_molecules(file.create_group("molecules"), system)
@@ -262,6 +267,10 @@ def _system(file: h5py.File) -> System:
         )
     known = {f.name: type(f.default) for f in fields(NonbondedSettings)}
     stored: Mapping[str, Any] = file["nonbonded"].attrs
+    gbsa = None
+    if "gbsa" in file:
+        options = dict(file["gbsa"].attrs)
+        gbsa = GBSASettings(options.pop("model"), **{name: float(value) for name, value in options.items()})
     system = System(
         parameters=parameters,
         topology=topology,
@@ -272,6 +281,7 @@ def _system(file: h5py.File) -> System:
         source=file["source"].asstr()[()],
         box=reduced_box(file["box"][()]) if "box" in file else None,
         charge_methods=tuple(_strings(file["charge_methods"])),
+        gbsa=gbsa,
     )
     if system.digest != file.attrs["digest"]:
         raise ValueError("molecules and parameters do not give the digest that the file has")

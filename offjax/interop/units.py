@@ -12,6 +12,7 @@ WORDS = {
     "degree": "°",
     "elementary_charge": "e",
     "mole": "mol",
+    "dimensionless": "",
     " ** 2": "²",
 }
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from offjax import constants
 from offjax.errors import InputError, UnsupportedError
 from offjax.parameters import Label, Schema
-from offjax.settings import NonbondedSettings
+from offjax.settings import GBSASettings, NonbondedSettings
+from offjax.terms import gbsa
 
 if TYPE_CHECKING:
     from openff.toolkit import ForceField
@@ -30,6 +31,7 @@ SECTIONS = (
     "ToolkitAM1BCC",
     "Constraints",
     "VirtualSites",
+    "GBSA",
 )
 """Supported sections, in the order of the parameter vector."""
 
@@ -46,6 +48,7 @@ VERSIONS = {
     "ToolkitAM1BCC": ("0.3",),
     "Constraints": ("0.3",),
     "VirtualSites": ("0.3",),
+    "GBSA": ("0.3",),
 }
 
 ATTRIBUTES = {
@@ -66,6 +69,7 @@ ATTRIBUTES = {
         "sigma",
         "rmin_half",
     ),
+    "GBSA": ("radius", "scale"),
 }
 """The numerical attributes of each section that are differentiable parameters, in vector order."""
 
@@ -183,8 +187,10 @@ def check(force_field: ForceField) -> None:
 
 
 def _check_options(force_field: ForceField) -> None:
+    registered = force_field.registered_parameter_handlers
+
     def require(section: str, attribute: str, allowed: Sequence[Any]) -> None:
-        if section in force_field.registered_parameter_handlers:
+        if section in registered:
             value = getattr(force_field.get_parameter_handler(section), attribute)
             if value not in allowed:
                 text = ", ".join(map(str, allowed))
@@ -206,15 +212,21 @@ def _check_options(force_field: ForceField) -> None:
     require("vdW", "periodic_method", ("no-cutoff", "cutoff", "Ewald3D"))
     require("Electrostatics", "nonperiodic_potential", ("Coulomb",))
     require("Electrostatics", "exception_potential", ("Coulomb",))
+    require("GBSA", "gb_model", gbsa.MODELS)
+    require("GBSA", "sa_model", ("ACE", None))
+    if "GBSA" in registered and "Electrostatics" not in registered:
+        raise UnsupportedError("<GBSA> without <Electrostatics> is not supported: implicit solvent acts on charges")
     require("VirtualSites", "exclusion_policy", ("parents",))
 
 
 def text(force_field: ForceField) -> str:
     """The force field as OFFXML that can be loaded again.
 
-    The toolkit writes the angles that a kind of virtual site does not have as empty attributes, which it cannot read.
+    The toolkit writes the angles that a kind of virtual site does not have, and a surface model that is None, as empty
+    attributes, which it cannot read.
     """
-    return re.sub(r' (outOfPlaneAngle|inPlaneAngle)=""', "", force_field.to_string())
+    text = re.sub(r' (outOfPlaneAngle|inPlaneAngle)=""', "", force_field.to_string())
+    return text.replace(' sa_model=""', ' sa_model="None"')
 
 
 def schema(force_field: ForceField) -> Schema:
@@ -252,6 +264,10 @@ def values(parameter, attribute: str) -> dict[tuple[int | None, int | None], Any
     # the toolkit derives sigma from rmin_half and the other way round; only what the file wrote is a parameter
     if value is None or attribute == getattr(parameter, "_extra_nb_var", None):
         return {}
+    if isinstance(value, float):
+        from openff.units import Quantity
+
+        value = Quantity(value, "dimensionless")
     if isinstance(value, dict):
         return {(None, int(order)): q for order, q in value.items()}
     if isinstance(value, list):
@@ -328,3 +344,18 @@ def settings(force_field: ForceField) -> NonbondedSettings:
             coulomb_nonperiodic_potential=str(coulomb.nonperiodic_potential),
         )
     return NonbondedSettings(**options)
+
+
+def gbsa_settings(force_field: ForceField) -> GBSASettings | None:
+    """The options of <GBSA>, or None without that section."""
+    if "GBSA" not in force_field.registered_parameter_handlers:
+        return None
+    handler = force_field.get_parameter_handler("GBSA")
+    penalty = 0.0 if handler.sa_model is None else handler.surface_area_penalty.m_as("kilojoule / mole / nanometer**2")
+    return GBSASettings(
+        model=handler.gb_model,
+        solvent_dielectric=float(handler.solvent_dielectric),
+        solute_dielectric=float(handler.solute_dielectric),
+        surface_area_penalty=float(penalty),
+        solvent_radius=float(handler.solvent_radius.m_as("angstrom")) * constants.ANGSTROM,
+    )

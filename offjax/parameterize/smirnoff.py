@@ -12,11 +12,11 @@ import numpy as np
 
 from offjax.assignment import AssignmentMatrix
 from offjax.constants import RMIN_HALF_TO_SIGMA
-from offjax.errors import InputError, UnassignedParameterError
+from offjax.errors import InputError, UnassignedParameterError, UnsupportedError
 from offjax.nonbonded import PairList, bonded_pairs
 from offjax.parameterize import cache, charges, forcefield, typing
 from offjax.parameters import ParameterSet, Schema
-from offjax.settings import NonbondedSettings
+from offjax.settings import GBSASettings, NonbondedSettings
 from offjax.system import System, Term
 from offjax.topology import Molecule, Topology, reduced_box
 from offjax.virtual_sites import KINDS, N_ATOMS
@@ -146,6 +146,7 @@ SLOT_ATTRIBUTES = {
     "vdW": (1, ("sigma", "epsilon")),
     "Electrostatics": (1, ("charge",)),
     "Constraints": (2, ("distance",)),
+    "GBSA": (1, ("radius", "scale")),
     "VirtualSites": (4, ("distance", "outOfPlaneAngle", "inPlaneAngle")),
 }
 
@@ -159,6 +160,7 @@ class _Assembly:
         self.fingerprint = hashlib.sha256(source.encode()).hexdigest()
         self.schema = forcefield.schema(force_field)
         self.settings: NonbondedSettings = forcefield.settings(force_field)
+        self.gbsa: GBSASettings | None = forcefield.gbsa_settings(force_field)
         self.index = {
             (label.section, label.attribute, label.row, label.term, label.bond_order): i
             for i, label in enumerate(self.schema.flat)
@@ -189,6 +191,7 @@ class _Assembly:
             source=self.source,
             box=box,
             charge_methods=tuple(self.charge_methods),
+            gbsa=self.gbsa,
         )
 
     # --- one unique molecule ----------------------------------------------------------------------------------------
@@ -227,6 +230,8 @@ class _Assembly:
                 self._lennard_jones("VirtualSites", u, (n,), row)
         if "Electrostatics" in self.sections:
             self._charges(u, molecule, sites, charge_from_molecules, allow_nonintegral)
+        if "GBSA" in self.sections:
+            self._implicit_solvent(u, molecule, matches, sites)
         self._virtual_sites(u, sites)
         if "Constraints" in self.sections:
             self._constraints(u, molecule, matches)
@@ -325,6 +330,15 @@ class _Assembly:
         else:
             size = [(i, RMIN_HALF_TO_SIGMA) for i, _ in self._one(section, "rmin_half", row)]
         self._slot("vdW", u, particle, sigma=size, epsilon=self._one(section, "epsilon", row))
+
+    def _implicit_solvent(self, u: int, molecule, matches, sites) -> None:
+        if sites:
+            raise UnsupportedError(
+                f"{charges.describe(molecule)}: <GBSA> with <VirtualSites> is not supported: GBSA has no "
+                "parameters for virtual sites"
+            )
+        for atoms, row in _rows(matches, "GBSA"):
+            self._slot("GBSA", u, atoms, radius=self._one("GBSA", "radius", row), scale=self._one("GBSA", "scale", row))
 
     def _site_names(self, sites) -> tuple[str, ...]:
         if not sites:

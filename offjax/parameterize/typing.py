@@ -12,7 +12,7 @@ from offjax.parameterize.charges import describe
 if TYPE_CHECKING:
     from openff.toolkit import ForceField, Molecule
 
-BODY = {"Bonds": 2, "Angles": 3, "ProperTorsions": 4, "ImproperTorsions": 4, "vdW": 1, "Constraints": 2}
+BODY = {"Bonds": 2, "Angles": 3, "ProperTorsions": 4, "ImproperTorsions": 4, "vdW": 1, "Constraints": 2, "GBSA": 1}
 
 
 def assign(force_field: ForceField, molecule: Molecule) -> dict[str, np.ndarray]:
@@ -81,6 +81,7 @@ def _check_coverage(molecule: Molecule, found: dict[str, np.ndarray]) -> None:
     index = molecule.atom_index
     expected = {
         "vdW": {(i,) for i in range(molecule.n_atoms)},
+        "GBSA": {(i,) for i in range(molecule.n_atoms)},
         "Bonds": bonded,
         "Angles": {_ascending(tuple(index(a) for a in angle)) for angle in molecule.angles},
         "ProperTorsions": {_ascending(tuple(index(a) for a in torsion)) for torsion in molecule.propers},

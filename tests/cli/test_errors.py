@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from openff.toolkit.utils import get_data_file_path
 
 from offjax.errors import OffjaxError
 
@@ -85,9 +84,11 @@ def test_a_force_field_that_does_not_exist_gets_a_suggestion(run):
     _one_line(run("energy", "C", "-f", "openff-2.2.1.offml"), "openff-2.2.1.offml", "did you mean openff-2.2.1.offxml")
 
 
-def test_an_unsupported_section_is_named(run):
-    implicit = get_data_file_path("test_forcefields/GBSA_OBC2-1.0.offxml")
-    _one_line(run("energy", "O", "-f", implicit), "GBSA")
+def test_an_unsupported_section_is_named(run, tmp_path):
+    path = tmp_path / "amber.offxml"
+    head = '<SMIRNOFF version="0.3" aromaticity_model="OEAroModel_MDL">'
+    path.write_text(f'{head}<AmberImproperTorsions version="0.3"/></SMIRNOFF>')
+    _one_line(run("energy", "O", "-f", str(path)), "AmberImproperTorsions")
 
 
 def test_an_output_directory_that_does_not_exist(run):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from openff.toolkit import ForceField, Molecule
-from openff.toolkit.utils import get_data_file_path
+from openff.toolkit.typing.engines.smirnoff import ParameterHandler
 from openff.units import Quantity
 
 import offjax
@@ -14,10 +14,17 @@ def parameterize(chosen, molecule="O", **options):
     return offjax.System.from_smirnoff(chosen, smiles(molecule), **options)
 
 
+class UreyBradleyHandler(ParameterHandler):
+    """A section that the toolkit takes from a plug-in."""
+
+    _TAGNAME = "UreyBradley"
+
+
 def test_unsupported_sections_raise_by_name():
-    files = ["openff-2.2.1.offxml", get_data_file_path("test_forcefields/GBSA_OBC2-1.0.offxml")]
-    with pytest.raises(offjax.UnsupportedError, match="<GBSA>.*deregister_parameter_handler"):
-        parameterize(files, charge_from_molecules=[zero("O")])
+    chosen = ForceField("openff-2.2.1.offxml")
+    chosen.register_parameter_handler(UreyBradleyHandler(version="0.3"))
+    with pytest.raises(offjax.UnsupportedError, match="<UreyBradley>.*deregister_parameter_handler"):
+        parameterize(chosen, charge_from_molecules=[zero("O")])
 
 
 def test_a_section_that_the_toolkit_does_not_know_raises_by_name():
