@@ -64,7 +64,7 @@ def test_split_terms_are_those_of_to_jax(file):
     x = shaken(molecule("CC(=O)Nc1ccc(O)cc1"))
     exported = made.to_openmm(split_terms=True)
     groups = force_groups(exported)
-    assert groups == dict(enumerate(FORCE_GROUPS))
+    assert groups == dict(enumerate(t for t in FORCE_GROUPS if t != "GBSA"))
     theirs = oracle.evaluate(exported, x, {section: group for group, section in groups.items()})
     assert oracle.disagreements(oracle.offjax_terms(made, x), theirs) == []
 
