@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         InputError,
         OffjaxError,
         PrecisionError,
+        SimulationError,
         UnassignedParameterError,
         UnsupportedError,
     )
@@ -37,6 +38,7 @@ __all__ = [
     "PotentialEnergy",
     "PrecisionError",
     "Selection",
+    "SimulationError",
     "System",
     "SystemBatch",
     "Term",
@@ -54,6 +56,7 @@ _MODULES = {
         "InputError",
         "OffjaxError",
         "PrecisionError",
+        "SimulationError",
         "UnassignedParameterError",
         "UnsupportedError",
     ),

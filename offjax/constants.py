@@ -37,6 +37,9 @@ ANGSTROM = 0.1
 DEGREE = math.pi / 180.0
 """One degree, rad."""
 
+BAR = 1e-25 * AVOGADRO
+"""One bar, kJ/mol/nm^3 (1e5 Pa)."""
+
 BOHR = 0.0529177210903
 """Bohr radius, nm (CODATA 2018)."""
 

@@ -27,3 +27,7 @@ class DifferentiationError(OffjaxError, TypeError):
 
 class NeighborListError(OffjaxError):
     """A neighbour list that lacks pairs: too small for its neighbours, out of date, or of NaN positions."""
+
+
+class SimulationError(OffjaxError, FloatingPointError):
+    """A simulation or minimisation met positions, velocities or energies that are not finite."""

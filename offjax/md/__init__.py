@@ -5,25 +5,60 @@ parameters are bound with ``functools.partial(energy, parameters)`` or a closure
 mechanics: a System's ``to_jax()``, a pair potential and a neural network are used alike.
 """
 
+from offjax.md.constraints import Constraints, distance_constraints
+from offjax.md.dynamics import Info, Integrator, State, maxwell_boltzmann, thermal_energy
+from offjax.md.integrators import (
+    advance,
+    brownian,
+    langevin,
+    langevin_middle,
+    monte_carlo_barostat,
+    nose_hoover,
+    nose_hoover_npt,
+    stochastic_velocity_rescaling,
+    velocity_verlet,
+)
 from offjax.md.minimizers import Descent, Minimum, descend, fire, lbfgs, minimize, steepest_descent
 from offjax.md.pair import lennard_jones, morse, pair_energy, smooth_cutoff, soft_sphere
+from offjax.md.simulation import Frame, Simulation, load_checkpoint, save_checkpoint, simulate
 from offjax.md.space import Space, free, periodic, volume
 
 __all__ = [
+    "Constraints",
     "Descent",
+    "Frame",
+    "Info",
+    "Integrator",
     "Minimum",
+    "Simulation",
     "Space",
+    "State",
+    "advance",
+    "brownian",
     "descend",
+    "distance_constraints",
     "fire",
     "free",
+    "langevin",
+    "langevin_middle",
     "lbfgs",
     "lennard_jones",
+    "load_checkpoint",
+    "maxwell_boltzmann",
     "minimize",
+    "monte_carlo_barostat",
     "morse",
+    "nose_hoover",
+    "nose_hoover_npt",
     "pair_energy",
     "periodic",
+    "save_checkpoint",
+    "simulate",
     "smooth_cutoff",
     "soft_sphere",
     "steepest_descent",
+    "stochastic_velocity_rescaling",
+    "thermal_energy",
+    "velocity_verlet",
     "volume",
 ]

@@ -1,0 +1,155 @@
+"""What all integrators share: the particles, the State that is carried, the Info that is reported, and velocities.
+
+An integrator is a pair of pure functions (init, step). Everything that a step needs is in the State, the random key
+included, so that equal States have equal futures; what is only looked at is in the Info.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from offjax.constants import GAS_CONSTANT
+from offjax.errors import InputError
+from offjax.md.constraints import Constraints
+
+
+class State(NamedTuple):
+    """What is carried from step to step; ``extra`` belongs to the thermostat or barostat."""
+
+    positions: Float[Array, "n dimension"]
+    velocities: Float[Array, "n dimension"]
+    forces: Float[Array, "n dimension"]
+    energy: Float[Array, ""]
+    key: Array
+    box: Any = None
+    extra: Any = ()
+
+
+class Info(NamedTuple):
+    """What is reported of a step, in the energy's units.
+
+    ``conserved_energy`` is the quantity that the exact dynamics conserves: total energy (NVE), the extended energy
+    (Nose-Hoover), or total energy minus the heat that a stochastic thermostat gave (G. Bussi and M. Parrinello, Phys.
+    Rev. E 75, 056707 (2007)). Its drift measures the error of the time step. Not a number where there is none. ``kT``
+    is twice the kinetic energy a degree of freedom.
+    """
+
+    potential_energy: Float[Array, ""]
+    kinetic_energy: Float[Array, ""]
+    conserved_energy: Float[Array, ""]
+    kT: Float[Array, ""]
+
+
+class Integrator(NamedTuple):
+    """``init(key, positions, velocities=None, *, box=None, neighbors=None) -> State`` and
+    ``step(state, neighbors=None) -> (State, Info)``."""
+
+    init: Callable
+    step: Callable
+
+
+@dataclass(frozen=True, eq=False)
+class Particles:
+    """An energy with the masses, the space and the constraints of what moves in it."""
+
+    energy: Callable
+    masses: Any = 1.0
+    shift: Callable | None = None
+    constraints: Constraints | None = None
+    degrees_of_freedom: float | None = None
+    accumulate: Any = None
+
+    def evaluate(self, x, box, neighbors):
+        """Energy and forces."""
+        value, gradient = jax.value_and_grad(bound(self.energy, box, neighbors))(x)
+        return value, -gradient
+
+    def mass(self, x):
+        """Masses as a column (n, 1), or a number."""
+        masses = jnp.asarray(self.masses, x.dtype)
+        if masses.ndim and masses.shape != (x.shape[0],):
+            raise InputError(f"masses must be a number or have shape ({x.shape[0]},), got {masses.shape}")
+        return masses[:, None] if masses.ndim else masses
+
+    def move(self, x, dx, box):
+        """Positions after a displacement, through the space's shift if there is one."""
+        if self.shift is None:
+            return x + dx
+        return self.shift(x, dx) if box is None else self.shift(x, dx, box=box)
+
+    def drift(self, x, v, dt, box):
+        """x + dt v with constraints: new positions, and the velocities that lead there (RATTLE's first half)."""
+        if self.constraints is None:
+            return self.move(x, dt * v, box), v
+        moved = self.constraints.positions(x + dt * v, x, self.mass(x))
+        v = (moved - x) / dt
+        return self.move(x, moved - x, box), v
+
+    def project(self, x, v):
+        """Velocities without a component along the constraints."""
+        return v if self.constraints is None else self.constraints.velocities(v, x, self.mass(x))
+
+    def kinetic(self, v):
+        """Kinetic energy; summed in the type ``accumulate`` if it is given."""
+        return 0.5 * jnp.sum(self.mass(v) * v * v, dtype=self.accumulate)
+
+    def dof(self, x, conserved_momentum: bool):
+        """Degrees of freedom: coordinates, less constraints, less the total momentum if it is conserved."""
+        if self.degrees_of_freedom is not None:
+            return self.degrees_of_freedom
+        n, d = x.shape
+        count = n * d - (0 if self.constraints is None else self.constraints.count)
+        return count - d if conserved_momentum and n > 1 else count
+
+    def start(self, key, positions, velocities, kT, box, neighbors, drift_free: bool, extra=()) -> State:
+        """The first State; velocities that are not given are drawn at ``kT`` (zero if that is None)."""
+        x = jnp.asarray(positions)
+        if x.ndim != 2:
+            raise InputError(f"positions must have shape (n, dimension), got {x.shape}; use jax.vmap for replicas")
+        box = None if box is None else jnp.asarray(box, x.dtype)
+        key, mine = jax.random.split(key)
+        if velocities is not None:
+            v = jnp.asarray(velocities, x.dtype)
+            if v.shape != x.shape:
+                raise InputError(f"velocities must have the shape of the positions, {x.shape}, got {v.shape}")
+        elif kT is None:
+            v = jnp.zeros_like(x)
+        else:
+            v = maxwell_boltzmann(
+                mine, kT, self.masses, x.shape, drift_free=drift_free and x.shape[0] > 1, dtype=x.dtype
+            )
+        energy, forces = self.evaluate(x, box, neighbors)
+        return State(x, self.project(x, v), forces, energy, key, box, extra)
+
+    def info(self, state: State, dof, added=0.0) -> Info:
+        """The report of a state; ``added`` is what the conserved energy has beside the total energy."""
+        kinetic = self.kinetic(state.velocities)
+        return Info(state.energy, kinetic, state.energy + kinetic + added, 2.0 * kinetic / dof)
+
+
+def bound(energy: Callable, box, neighbors) -> Callable:
+    """The energy as a function of positions alone: ``box`` and ``neighbors`` are passed on where there are any."""
+    extra = {k: v for k, v in (("box", box), ("neighbors", neighbors)) if v is not None}
+    return lambda x: energy(x, **extra)
+
+
+def thermal_energy(temperature):
+    """kT in kJ/mol of a temperature in K, for the energies of molecules."""
+    return GAS_CONSTANT * temperature
+
+
+def maxwell_boltzmann(key, kT, masses, shape, *, drift_free: bool = False, dtype=float):
+    """Velocities of the Maxwell-Boltzmann distribution: normal with variance kT/m in each component.
+
+    ``drift_free`` subtracts the motion of the centre of mass. ``shape`` is (n, dimension); ``masses`` (n,) or a
+    number.
+    """
+    m = jnp.broadcast_to(jnp.asarray(masses, dtype), shape[:1])[:, None]
+    v = jnp.sqrt(kT / m) * jax.random.normal(key, shape, dtype)
+    return v - jnp.sum(m * v, axis=0) / jnp.sum(m) if drift_free else v

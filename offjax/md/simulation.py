@@ -1,0 +1,280 @@
+"""The driver: many steps in one compiled loop, with neighbour lists, reports, checkpoints and a check of every step.
+
+The loop runs in blocks between reports. Inside, neighbour lists are brought up to date; a block in which one
+overflowed is run again with a longer list, and the first step that is not finite ends the simulation with an error
+that names it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offjax.errors import InputError, SimulationError
+from offjax.interop.files import write_atomically
+from offjax.md.dynamics import Info, Integrator, State
+
+FORMAT, VERSION = "offjax-md-checkpoint", 1
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """What a reporter gets: the step's number, its State and Info."""
+
+    step: int
+    state: State
+    info: Info
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """What :func:`simulate` returns: where it is, and the neighbour list of the last step."""
+
+    state: State
+    step: int
+    neighbors: Any = None
+    info: Info | None = None
+
+
+def simulate(
+    integrator: Integrator,
+    state: State,
+    steps: int,
+    *,
+    start: int = 0,
+    every: int = 100,
+    reporters: Iterable[Any] = (),
+    neighbors: Any = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    progress: bool = False,
+    time_step: float | None = None,
+    by_term: Callable | None = None,
+) -> Simulation:
+    """Run to step number ``steps``.
+
+    Parameters
+    ----------
+    integrator, state
+        From ``offjax.md``; the state from ``integrator.init`` or a checkpoint.
+    start
+        The number of the step that ``state`` belongs to.
+    every
+        Steps between reports; also the length of a compiled block.
+    reporters
+        Called with a :class:`Frame` every ``every`` steps; :mod:`offjax.md.reporters` has XYZ, DCD and HDF5.
+    neighbors
+        A neighbour list (``offjax.nonbonded``), kept current at every step and passed to the energy. Where its
+        capacity does not suffice, the block is repeated with a longer list.
+    checkpoint, checkpoint_every
+        A file, and the steps between writing it (a multiple of ``every``; None: at the end only). It is replaced
+        in one move. Resume with :func:`load_checkpoint`: the continuation is the same bit for bit. Neighbour lists
+        are rebuilt when one is written.
+    progress
+        A progress bar with steps a second, and ns a day if ``time_step`` (ps) is given, on standard error.
+    by_term
+        A function of positions (and ``box``, ``neighbors``) that returns energies by name, for the error message of
+        a step that is not finite: ``functools.partial(energy.by_term, p)`` of a System's energy.
+
+    Raises
+    ------
+    SimulationError
+        A position, velocity or energy is not finite: the message has the step, the particle and, with ``by_term``,
+        the terms that are not finite. Or a neighbour list overflows again and again.
+    InputError
+        Intervals that do not fit together.
+    """
+    if every < 1 or steps < start:
+        raise InputError(f"simulate needs every >= 1 and steps >= start, got {every}, {steps} and {start}")
+    if checkpoint_every is not None and (checkpoint is None or checkpoint_every % every):
+        raise InputError("checkpoint_every needs checkpoint=..., and must be a multiple of every")
+    _check_start(state, start, by_term, neighbors)
+    run = jax.jit(partial(_block, integrator))
+    reporters = tuple(reporters)
+    step, info = start, None
+    with _bar(progress, start, steps, time_step) as tick:
+        while step < steps:
+            n = min(every - step % every, steps - step)
+            state, neighbors, info = _run_block(run, integrator, state, neighbors, step, n, by_term)
+            step += n
+            tick(step)
+            if step % every == 0:
+                for reporter in reporters:
+                    reporter(Frame(step, state, info))
+            if checkpoint is not None and (step == steps or (checkpoint_every and step % checkpoint_every == 0)):
+                if neighbors is not None:
+                    neighbors = neighbors.update(state.positions, state.box, rebuild=True)
+                save_checkpoint(checkpoint, state, step)
+    return Simulation(state, step, neighbors, info)
+
+
+def _block(integrator: Integrator, state: State, neighbors, n):
+    """n steps: the last state and list, the last info, whether a list overflowed, and the first bad step or n."""
+
+    def step(k, carry):
+        state, neighbors, _, overflow, bad = carry
+        if neighbors is not None:
+            neighbors = neighbors.update(state.positions, state.box)
+            overflow = overflow | neighbors.overflow
+        state, info = integrator.step(state, neighbors)
+        return state, neighbors, info, overflow, jnp.where(_finite(state), bad, jnp.minimum(bad, k))
+
+    shapes = jax.eval_shape(integrator.step, state, neighbors)[1]
+    empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.fori_loop(0, n, step, (state, neighbors, empty, jnp.asarray(False), jnp.asarray(n)))
+
+
+def _finite(state: State):
+    values = (state.positions, state.velocities, state.energy)
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(v)) for v in values]))
+
+
+def _run_block(run, integrator, state, neighbors, step, n, by_term):
+    """One block, repeated with a longer neighbour list as long as it overflows."""
+    headroom = 1.25
+    for _ in range(8):
+        new, list_, info, overflow, bad = run(state, neighbors, n)
+        if not bool(overflow):
+            break
+        headroom *= 1.25
+        neighbors = neighbors.reallocated(state.positions, state.box, headroom=headroom)
+    else:
+        raise SimulationError(f"the neighbour list overflows between steps {step} and {step + n} at any capacity")
+    if int(bad) < n:
+        before = run(state, neighbors, int(bad))
+        raise SimulationError(_report(integrator, before[0], before[1], step + int(bad) + 1, by_term))
+    return new, list_, info
+
+
+def _report(integrator, state, neighbors, step, by_term) -> str:
+    """What is wrong in the step after ``state``."""
+    if neighbors is not None:
+        neighbors = neighbors.update(state.positions, state.box)
+    after, _ = jax.jit(integrator.step)(state, neighbors)
+    text = f"step {step} is not finite: {_where(after)}"
+    largest = jnp.argmax(jnp.sum(state.forces**2, axis=-1))
+    force = float(jnp.linalg.norm(state.forces[largest]))
+    text += f"; in the step before, the largest force was {force:.3g} on particle {int(largest)}"
+    if by_term is not None:
+        text += _terms(by_term, after, neighbors)
+    return text + ". Minimise first, or take a smaller time step"
+
+
+def _where(state: State) -> str:
+    for name in ("positions", "velocities", "forces"):
+        bad = np.nonzero(~np.isfinite(np.asarray(getattr(state, name))).all(axis=-1))[0]
+        if len(bad):
+            more = f" and {len(bad) - 1} others" if len(bad) > 1 else ""
+            return f"{name} of particle {bad[0]}{more}"
+    return f"the potential energy is {float(state.energy)}"
+
+
+def _terms(by_term, state: State, neighbors) -> str:
+    """Names of the terms whose energy is not finite; of the largest one if all are."""
+    extra = {k: v for k, v in (("box", state.box), ("neighbors", neighbors)) if v is not None}
+    energies = {name: float(value) for name, value in by_term(state.positions, **extra).items()}
+    bad = [name for name, value in energies.items() if not np.isfinite(value)]
+    return f"; terms that are not finite: {', '.join(bad)}" if bad else f"; energies by term: {energies}"
+
+
+def _check_start(state: State, step: int, by_term, neighbors) -> None:
+    if not bool(_finite(state)):
+        terms = "" if by_term is None else _terms(by_term, state, neighbors)
+        raise SimulationError(f"step {step}, the start, is not finite: {_where(state)}{terms}")
+
+
+class _bar:
+    """A rich progress bar, or nothing."""
+
+    def __init__(self, shown: bool, start: int, steps: int, time_step: float | None):
+        self.shown, self.start, self.steps, self.time_step = shown, start, steps, time_step
+
+    def __enter__(self):
+        if not self.shown:
+            return lambda step: None
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=Console(stderr=True))
+        self.task = self.bar.add_task("", total=self.steps, completed=self.start, speed="")
+        self.began = time.perf_counter()
+        self.bar.start()
+        return self.tick
+
+    def tick(self, step: int) -> None:
+        """Show the step and the speed so far."""
+        rate = (step - self.start) / (time.perf_counter() - self.began)
+        speed = f"{rate:.3g} steps/s"
+        if self.time_step is not None:
+            speed += f", {rate * self.time_step * 86.4:.3g} ns/day"
+        self.bar.update(self.task, completed=step, speed=speed)
+
+    def __exit__(self, *_):
+        if self.shown:
+            self.bar.stop()
+
+
+# --- checkpoints
+# ------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(path: str | Path, state: State, step: int) -> None:
+    """Write a State with its step number to a ``.npz`` file: under a temporary name, then renamed.
+
+    The file has a JSON ``header`` and the leaves of the State in JAX's order, bit for bit. No pickle.
+    """
+    arrays: dict[str, Any] = {}
+    keys: dict[str, str] = {}
+    for k, leaf in enumerate(jax.tree.leaves(state)):
+        name = f"leaf_{k:03d}"
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            keys[name] = str(jax.random.key_impl(leaf))
+            leaf = jax.random.key_data(leaf)
+        arrays[name] = np.asarray(leaf)
+    header = {"format": FORMAT, "version": VERSION, "step": int(step), "keys": keys}
+    buffer = io.BytesIO()
+    np.savez(buffer, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_checkpoint(path: str | Path, like: State) -> tuple[State, int]:
+    """The State and the step number of a checkpoint; ``like`` is a State of the same simulation, from ``init``.
+
+    Raises
+    ------
+    InputError
+        Not such a file, or of another simulation: numbers of particles, types or integrator differ.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(bytes(file["header"]).decode())
+            if header["format"] != FORMAT or header["version"] != VERSION:
+                raise InputError(f"{path}: format {header['format']} {header['version']}, expected {FORMAT} {VERSION}")
+            leaves = [(name, file[name]) for name in sorted(set(file.files) - {"header"})]
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is no checkpoint of a simulation: {error}") from error
+    expected, structure = jax.tree.flatten(like)
+    restored = [
+        jax.random.wrap_key_data(jnp.asarray(leaf), impl=header["keys"][name])
+        if name in header["keys"]
+        else jnp.asarray(leaf)
+        for name, leaf in leaves
+    ]
+    found = [(v.shape, v.dtype) for v in restored]
+    if found != [(v.shape, v.dtype) for v in expected]:
+        raise InputError(f"{path} belongs to another simulation: its arrays differ from those of the State given")
+    return jax.tree.unflatten(structure, restored), header["step"]

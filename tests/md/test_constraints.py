@@ -1,0 +1,106 @@
+"""Constraints: the analytic and the iterative solution agree, obey the lengths and conserve what they must."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from offjax.errors import InputError
+from offjax.md import distance_constraints
+
+OH, HH = 0.09572, 0.15139
+MASSES = np.array([15.999, 1.008, 1.008])
+WATER = np.array([[0.0, 0.0, 0.0], [HH / 2, np.sqrt(OH**2 - HH**2 / 4), 0], [-HH / 2, np.sqrt(OH**2 - HH**2 / 4), 0]])
+
+
+def waters(n, rng):
+    """Rigid waters anywhere, their pairs, lengths and masses."""
+    from scipy.spatial.transform import Rotation
+
+    x = np.concatenate([Rotation.random(rng=rng).apply(WATER) + rng.normal(size=3) for _ in range(n)])
+    pairs = np.concatenate([3 * k + np.array([[0, 1], [0, 2], [1, 2]]) for k in range(n)])
+    return jnp.asarray(x), pairs, np.tile([OH, OH, HH], n), np.tile(MASSES, n)
+
+
+def test_settle_equals_shake(rng):
+    x, pairs, lengths, masses = waters(5, rng)
+    moved = x + rng.normal(scale=0.005, size=x.shape)
+    analytic, iterative = distance_constraints(pairs, lengths, masses), distance_constraints(pairs, lengths)
+    assert len(analytic.triangles) == 5 and not analytic.clusters
+    assert not len(iterative.triangles) and iterative.clusters
+    m = masses[:, None]
+    a, b = analytic.positions(moved, x, m), iterative.positions(moved, x, m)
+    np.testing.assert_allclose(a, b, atol=1e-13)
+    assert analytic.deviation(a) < 1e-13 and iterative.deviation(b) < 1e-13
+    # each water keeps its centre of mass and, about it, its angular momentum
+    for k in range(5):
+        w = slice(3 * k, 3 * k + 3)
+        force = m[w] * (a[w] - moved[w])
+        np.testing.assert_allclose(jnp.sum(force, 0), 0, atol=1e-14)
+        np.testing.assert_allclose(jnp.sum(jnp.cross(x[w], force), 0), 0, atol=1e-13)
+    v = jnp.asarray(rng.normal(size=x.shape))
+    np.testing.assert_allclose(analytic.velocities(v, a, m), iterative.velocities(v, a, m), atol=1e-12)
+
+
+CHAINS = {
+    "bond": (2, [[0, 1]]),
+    "methyl": (4, [[0, 1], [0, 2], [0, 3]]),
+    "long chain": (7, [[i, i + 1] for i in range(6)]),
+    "ring": (5, [[0, 1], [1, 2], [2, 3], [3, 4], [4, 0]]),
+}
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+@pytest.mark.parametrize(("n", "pairs"), CHAINS.values(), ids=CHAINS)
+def test_clusters_of_every_shape_are_solved(n, pairs, dimension, rng):
+    # two copies with numbers interleaved, beside a free particle
+    pairs = np.concatenate([2 * np.array(pairs), 2 * np.array(pairs) + 1])
+    angle = 2 * np.pi * np.arange(n) / n
+    shape = np.stack([np.cos(angle), np.sin(angle), 0.3 * np.sin(2 * angle)], 1)[:, :dimension]
+    x = jnp.asarray(np.concatenate([np.repeat(shape, 2, 0), np.zeros((1, dimension))]))
+    lengths = np.linalg.norm(x[pairs[:, 0]] - x[pairs[:, 1]], axis=1)
+    masses = rng.uniform(1, 16, size=(2 * n + 1, 1))
+    constraints = distance_constraints(pairs, lengths)
+    moved = x + rng.normal(scale=0.03, size=x.shape)
+    found = constraints.positions(moved, x, masses)
+    assert constraints.deviation(moved) > 1e-3
+    assert constraints.deviation(found) < 1e-13
+    assert np.array_equal(found[-1], moved[-1])
+    v = constraints.velocities(jnp.asarray(rng.normal(size=x.shape)), found, masses)
+    d, dv = (y[pairs[:, 0]] - y[pairs[:, 1]] for y in (found, v))
+    np.testing.assert_allclose(jnp.sum(d * dv, -1), 0, atol=1e-13)
+    assert constraints.count == len(pairs)
+
+
+@pytest.mark.parametrize("with_masses", [True, False])
+def test_the_correction_is_differentiable(with_masses, rng):
+    x, pairs, lengths, masses = waters(1, rng)
+    constraints = distance_constraints(pairs, lengths, masses if with_masses else None)
+    moved = x + rng.normal(scale=0.004, size=x.shape)
+    weight = jnp.asarray(rng.normal(size=x.shape))
+
+    def of(moved):
+        return jnp.sum(weight * constraints.positions(moved, x, masses[:, None]))
+
+    gradient = jax.grad(of)(moved)
+    np.testing.assert_allclose(jax.jacfwd(of)(moved), gradient, atol=1e-12)
+    direction, h = rng.normal(size=x.shape), 1e-6
+    difference = (of(moved + h * direction) - of(moved - h * direction)) / (2 * h)
+    assert jnp.sum(gradient * direction) == pytest.approx(float(difference), rel=1e-7)
+
+
+def test_wrong_constraints_are_refused():
+    for pairs, message in (([[0, 0]], "two different"), ([[0, 1], [1, 0]], "once"), ([[-1, 1]], "numbers from 0")):
+        with pytest.raises(InputError, match=message):
+            distance_constraints(pairs, 1.0)
+    with pytest.raises(InputError, match="positive"):
+        distance_constraints([[0, 1]], 0.0)
+    flat = distance_constraints([[0, 1], [0, 2], [1, 2]], [OH, OH, HH], MASSES)
+    with pytest.raises(InputError, match="three dimensions"):
+        flat.positions(jnp.zeros((3, 2)), jnp.zeros((3, 2)), 1.0)
+
+
+def test_no_constraints_change_nothing(rng):
+    x = jnp.asarray(rng.normal(size=(3, 3)))
+    none = distance_constraints(np.zeros((0, 2)), np.zeros(0))
+    assert np.array_equal(none.positions(x, x, 1.0), x) and none.deviation(x) == 0 and none.count == 0

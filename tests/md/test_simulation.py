@@ -1,0 +1,151 @@
+"""The driver: reports, exact resume, loud failure, files that other programs read."""
+
+from functools import partial
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from offjax import md
+from offjax.errors import InputError, SimulationError
+from offjax.md.reporters import DCDReporter, HDF5Reporter, XYZReporter
+from tests.samples import positions, system
+
+KEY = jax.random.key(3)
+
+
+def springs(x):
+    """A chain of three particles."""
+    return 0.5 * jnp.sum((jnp.linalg.norm(x[1:] - x[:-1], axis=-1) - 1.0) ** 2)
+
+
+X = jnp.array([[0.0, 0.0, 0.0], [1.1, 0.0, 0.0], [1.1, 0.9, 0.0]])
+
+
+@pytest.fixture
+def chain():
+    integrator = md.langevin(springs, 0.05, 0.2, 1.0)
+    return integrator, integrator.init(KEY, X)
+
+
+def test_simulate_takes_the_integrator_s_steps(chain):
+    integrator, state = chain
+    frames = []
+    found = md.simulate(integrator, state, 25, every=10, reporters=[frames.append])
+    plain = state
+    for _ in range(25):
+        plain, info = jax.jit(integrator.step)(plain)
+    np.testing.assert_allclose(found.state.positions, plain.positions, atol=1e-13)
+    np.testing.assert_allclose(found.info.kinetic_energy, info.kinetic_energy, atol=1e-13)
+    assert [f.step for f in frames] == [10, 20] and found.step == 25
+
+
+def test_a_resumed_simulation_is_the_same_bit_for_bit(chain, tmp_path):
+    integrator, state = chain
+    whole = md.simulate(integrator, state, 60, every=10)
+    file = tmp_path / "run.npz"
+    seen = []
+
+    def interrupt(frame):
+        seen.append(frame.step)
+        if frame.step == 50:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        md.simulate(integrator, state, 60, every=10, reporters=[interrupt], checkpoint=file, checkpoint_every=20)
+    restored, step = md.load_checkpoint(file, like=integrator.init(jax.random.key(0), X))
+    assert step == 40
+    rest = md.simulate(integrator, restored, 60, start=step, every=10)
+    assert rest.step == 60
+    for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(rest.state), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        assert np.array_equal(a, b)
+
+
+def test_a_checkpoint_of_something_else_is_refused(chain, tmp_path):
+    integrator, state = chain
+    file = tmp_path / "run.npz"
+    md.save_checkpoint(file, state, 3)
+    other = md.velocity_verlet(springs, 0.1)
+    with pytest.raises(InputError, match="another simulation"):
+        md.load_checkpoint(file, like=other.init(KEY, X))
+    (tmp_path / "text").write_text("no")
+    with pytest.raises(InputError, match="no checkpoint"):
+        md.load_checkpoint(tmp_path / "text", like=state)
+
+
+def test_a_step_that_is_not_finite_stops_with_its_number_and_particle():
+    """Two particles fall onto each other: 1/r^3 attraction, and a square root of a negative number at the end."""
+
+    def energy(x):
+        return jnp.sum(jnp.sqrt(x[1, 0] - x[0, 0])) + 0.5 * jnp.sum(x[2:] ** 2)
+
+    integrator = md.velocity_verlet(energy, 0.1)
+    state = integrator.init(KEY, X)
+    bad, plain = 0, state
+    while np.all(np.isfinite(plain.positions)) and np.isfinite(plain.energy):
+        plain, _ = jax.jit(integrator.step)(plain)
+        bad += 1
+    assert 5 < bad < 100
+    with pytest.raises(
+        SimulationError, match=rf"step {bad} is not finite: .* of particle 0 and 1 others; .*smaller time"
+    ):
+        md.simulate(integrator, state, 200, every=50, by_term=lambda x: {"well": jnp.sum(x), "root": jnp.nan})
+    with pytest.raises(SimulationError, match="terms that are not finite: root"):
+        md.simulate(integrator, state, 200, every=50, by_term=lambda x: {"well": 0.0, "root": jnp.nan})
+    with pytest.raises(SimulationError, match="step 0, the start"):
+        md.simulate(integrator, state._replace(positions=X.at[1].set(jnp.nan)), 10)
+
+
+def test_a_molecule_under_langevin_dynamics_writes_files_that_others_read(tmp_path, capsys):
+
+    made, x = system("CCO"), positions("CCO")
+    energy, p = made.to_jax(), made.parameters
+    integrator = md.langevin_middle(
+        partial(energy, p), 0.0005, md.thermal_energy(300.0), 5.0, masses=np.asarray(made.masses)
+    )
+    symbols = [a.element.symbol for a in made.to_openmm_topology().atoms()]
+    with (
+        XYZReporter(tmp_path / "a.xyz", symbols) as xyz,
+        DCDReporter(tmp_path / "a.dcd", 9, 0.0005, 20) as dcd,
+        HDF5Reporter(tmp_path / "a.h5", velocities=True) as h5,
+    ):
+        frames = []
+        found = md.simulate(
+            integrator,
+            integrator.init(KEY, x),
+            60,
+            every=20,
+            reporters=[xyz, dcd, h5, frames.append],
+            progress=True,
+            time_step=0.0005,
+            by_term=partial(energy.by_term, p),
+        )
+    assert "ns/day" in capsys.readouterr().err
+    expected = np.array([f.state.positions for f in frames])
+    with h5py.File(tmp_path / "a.h5") as file:
+        np.testing.assert_array_equal(file["positions"], expected)
+        np.testing.assert_array_equal(file["step"], [20, 40, 60])
+        assert file["kT"][-1] == found.info.kT and file["velocities"].shape == (3, 9, 3)
+    lines = (tmp_path / "a.xyz").read_text().splitlines()
+    assert len(lines) == 3 * 11 and lines[0] == "9" and lines[2].split()[0] == "C"
+    last = np.array([line.split()[1:] for line in lines[-9:]], dtype=float)
+    np.testing.assert_allclose(last, 10 * expected[-1], atol=1e-6)
+    raw = (tmp_path / "a.dcd").read_bytes()
+    assert raw[4:8] == b"CORD" and int.from_bytes(raw[8:12], "little") == 3
+    coordinates = np.frombuffer(raw[-3 * (8 + 4 * 9) :], "<f4").reshape(3, 11)[:, 1:-1].T
+    np.testing.assert_allclose(coordinates, 10 * expected[-1], atol=1e-5)
+    with pytest.raises(InputError, match="exists"):
+        XYZReporter(tmp_path / "a.xyz")
+    with pytest.raises(InputError, match="does not exist"):
+        HDF5Reporter(tmp_path / "none" / "a.h5")
+
+
+def test_wrong_intervals_are_refused(chain):
+    integrator, state = chain
+    for options in ({"every": 0}, {"start": 20}, {"checkpoint_every": 10}, {"checkpoint": "x", "checkpoint_every": 15}):
+        with pytest.raises(InputError):
+            md.simulate(integrator, state, 10, **{"every": 10, **options})
