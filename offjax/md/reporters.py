@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,10 @@ from offjax.errors import InputError
 
 
 class _File:
+    """A new file in an existing directory, closed at the end of a ``with``."""
+
+    file: Any
+
     def __init__(self, path: str | Path):
         self.path = Path(path)
         if self.path.exists():
@@ -28,6 +33,10 @@ class _File:
 
     def __exit__(self, *_):
         self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
 
 
 class XYZReporter(_File):
@@ -49,10 +58,6 @@ class XYZReporter(_File):
         for symbol, (a, b, c) in zip(symbols, x, strict=True):
             self.file.write(f"{symbol} {a:.6f} {b:.6f} {c:.6f}\n")
         self.file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self.file.close()
 
 
 class DCDReporter(_File):
@@ -79,10 +84,6 @@ class DCDReporter(_File):
         box = None if frame.state.box is None else _rows(np.asarray(frame.state.box, dtype=float))
         self.dcd.writeModel(_three(frame.state.positions), periodicBoxVectors=box)
         self.file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self.file.close()
 
 
 class HDF5Reporter(_File):
@@ -118,10 +119,6 @@ class HDF5Reporter(_File):
             data.resize(len(data) + 1, axis=0)
             data[-1] = value
         self.file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self.file.close()
 
 
 def _three(positions) -> np.ndarray:
