@@ -129,6 +129,19 @@ def test_export_writes_an_openmm_system_and_its_topology(run, ethanol, tmp_path)
     assert abs(energy - record["conformers"][0]["total"]) < 1.0  # the PDB file has three decimals
 
 
+def test_export_and_energy_know_virtual_sites(run, tmp_path):
+    fields = ("-f", "openff-2.2.1.offxml", "-f", "tip5p.offxml")
+    result = run("export", "O", "--to", "openmm-xml", "-o", "s.xml", "--topology", "s.pdb", *fields)
+    assert result.code == 0, result.err
+    system = openmm.XmlSerializer.deserialize((tmp_path / "s.xml").read_text())
+    pdb = openmm.app.PDBFile(str(tmp_path / "s.pdb"))
+    assert system.getNumParticles() == pdb.topology.getNumAtoms() == 5
+    positions = np.array(pdb.getPositions(asNumpy=True)._value)
+    assert np.linalg.norm(positions[3:] - positions[0], axis=1) == pytest.approx(0.07, abs=2e-4)  # three decimals
+    record = json.loads(run("energy", "O", "--openmm", "--json", *fields).out)["molecules"][0]["conformers"][0]
+    assert record["total"] == pytest.approx(record["openmm_total"], abs=1e-9)
+
+
 def test_export_of_several_files_is_one_system(run, ethanol, tmp_path):
     result = run("export", ethanol, "O", "--to", "openmm-xml", "-o", "both.xml", *CHEAP)
     assert result.code == 0, result.err

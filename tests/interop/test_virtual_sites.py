@@ -17,7 +17,6 @@ CASES = {
     "all kinds": (None, ("N", "CC=O", "c1ccncc1", "CCl", "C", "COC", "CN(C)C(=O)CCl")),
     "tip4p_fb": (("openff-2.2.1.offxml", "tip4p_fb.offxml"), ("[Na+]", "O", "CO", "O", "[Cl-]", "O")),
     "tip5p": (("openff-2.2.1.offxml", "tip5p.offxml"), ("O", "[Na+]", "CO", "O")),
-    "opc": (("openff-2.2.1.offxml", "opc.offxml"), ("[Cl-]", "O", "C", "O")),
 }
 
 
