@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -353,7 +354,8 @@ def to_openmm_topology(system: System) -> openmm.app.Topology:
     Residue names, numbers and chain ids are those that the molecules came with. Without them a molecule is one residue:
     ``HOH`` for water, else named like the molecule, else ``UNK``. A molecule of several residues has chains of its own;
     consecutive molecules of one residue and the same chain id share one. Bonds have their Kekule order. Virtual sites
-    follow all atoms, as in the System: atoms without element, in residues and chains named like those of their parents.
+    follow all atoms, as in the System: atoms without element, in residues and chains named like those of their parents;
+    the second site of a name in a residue gets a number, because PDB files tell atoms apart by their names.
     """
     import openmm.app
     from openmm import Vec3, unit
@@ -392,13 +394,17 @@ def _add_site_atoms(system: System, made: openmm.app.Topology, atoms: list) -> N
         return
     names = [name for u in system.topology.copies for name in system.topology.molecules[u].site_names]
     chain = residue = like = None
+    used: set[str] = set()
     for name, (parent, *_) in zip(names, system.terms["VirtualSites"].atoms.tolist(), strict=True):
         owner = atoms[parent].residue
         if like is None or owner.chain is not like.chain:
             chain = made.addChain(id=owner.chain.id)
         if owner is not like:
             residue = made.addResidue(owner.name, chain, id=owner.id, insertionCode=owner.insertionCode)
-            like = owner
+            like, used = owner, set()
+        numbered = (f"{name}{n}" for n in itertools.count(2))
+        name = next(n for n in itertools.chain([name], numbered) if n not in used)
+        used.add(name)
         made.addAtom(name, None, residue)
 
 

@@ -151,7 +151,7 @@ def test_the_openmm_topology_has_the_sites_after_all_atoms():
     atoms = list(made.atoms())
     assert [a.index for a in atoms] == list(range(system.n_particles))
     extra = atoms[system.topology.n_atoms :]
-    assert [a.name for a in extra] == ["EP"] * 4 and all(a.element is None for a in extra)
+    assert [a.name for a in extra] == ["EP", "EP2"] * 2 and all(a.element is None for a in extra)
     assert [a.residue.name for a in extra] == ["HOH"] * 4
     assert extra[0].residue is extra[1].residue is not extra[2].residue is extra[3].residue
 
