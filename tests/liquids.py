@@ -34,14 +34,20 @@ def liquid(counts: dict[str, int], box, seed: int = 0, jitter: float = 0.02) -> 
 
     rng = np.random.default_rng(seed)
     kinds = rng.permutation([kind for kind, n in counts.items() for _ in range(n)])
-    edge = int(np.ceil(len(kinds) ** (1 / 3) - 1e-9))
-    points = rng.permutation(np.array(list(np.ndindex(edge, edge, edge))))[: len(kinds)]
     parts = []
-    for kind, point in zip(kinds, points, strict=True):
+    for kind, point in zip(kinds, points(len(kinds), box, seed, jitter), strict=True):
         x = molecule(kind).conformers[0].m_as("nanometer")
         turned = Rotation.random(random_state=int(rng.integers(1 << 30))).apply(x - x.mean(axis=0))
-        parts.append(turned + ((point + 0.5) / edge) @ np.asarray(box) + rng.normal(scale=jitter, size=3))
+        parts.append(turned + point)
     return [molecule(kind) for kind in kinds], np.concatenate(parts)
+
+
+def points(n: int, box, seed: int = 0, jitter: float = 0.02) -> np.ndarray:
+    """(n, 3) nm: points of a shaken lattice in random order."""
+    rng = np.random.default_rng(seed)
+    edge = int(np.ceil(n ** (1 / 3) - 1e-9))
+    lattice = rng.permutation(np.array(list(np.ndindex(edge, edge, edge))))[:n]
+    return (lattice + 0.5) / edge @ np.asarray(box) + rng.normal(scale=jitter, size=(n, 3))
 
 
 def openmm_system(system, energy):

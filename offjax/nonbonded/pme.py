@@ -29,12 +29,14 @@ def reciprocal_energies(
 
     U(m) = 1/(4 pi epsilon_0) exp(-pi^2 m^2 / alpha^2) / (2 pi V m^2) |S(m)|^2 for m != 0 (Essmann section IV).
     """
-    m2 = _squared_wave_vectors(box, ewald.grid)
-    zero = m2 == 0.0
-    safe = jnp.where(zero, 1.0, m2)
-    influence = jnp.exp(-((math.pi / ewald.alpha) ** 2) * safe) / safe
+
+    def influence(m2):
+        zero = m2 == 0.0
+        safe = jnp.where(zero, 1.0, m2)
+        return jnp.where(zero, 0.0, jnp.exp(-((math.pi / ewald.alpha) ** 2) * safe) / safe)
+
     factor = 0.5 * COULOMB / (math.pi * volume(box))
-    return factor * jnp.where(zero, 0.0, influence) * _power(positions, charges, box, ewald.grid)
+    return factor * _mean_over_signs(influence, box, ewald.grid) * _power(positions, charges, box, ewald.grid)
 
 
 def dispersion_energies(
@@ -46,14 +48,16 @@ def dispersion_energies(
     b = pi m / alpha, m = 0 included (Essmann section V).
     """
     alpha = ewald.alpha
-    m2 = _squared_wave_vectors(box, ewald.grid)
-    zero = m2 == 0.0
-    m = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, m2)))
-    b = (math.pi / alpha) * m
-    influence = 2.0 * math.pi**3.5 * m * m2 * jax.scipy.special.erfc(b)
-    influence += (alpha**3 - 2.0 * math.pi**2 * alpha * m2) * jnp.exp(-b * b)
+
+    def influence(m2):
+        zero = m2 == 0.0
+        m = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, m2)))
+        b = (math.pi / alpha) * m
+        long = 2.0 * math.pi**3.5 * m * m2 * jax.scipy.special.erfc(b)
+        return long + (alpha**3 - 2.0 * math.pi**2 * alpha * m2) * jnp.exp(-b * b)
+
     factor = -(math.pi**1.5) / (6.0 * volume(box))
-    return factor * influence * _power(positions, c6, box, ewald.grid)
+    return factor * _mean_over_signs(influence, box, ewald.grid) * _power(positions, c6, box, ewald.grid)
 
 
 def bspline(w: Float[Array, "*batch"]) -> Float[Array, "*batch 5"]:
@@ -136,14 +140,25 @@ def _weights(grid: tuple[int, int, int]) -> np.ndarray:
     return twice / (moduli(nx)[:, None, None] * moduli(ny)[:, None] * moduli(nz)[: nz // 2 + 1])
 
 
-def _squared_wave_vectors(box, grid):
-    """m^2, 1/nm^2, of the wave vectors of a real transform, (nx, ny, nz//2 + 1)."""
-    nx, ny, nz = grid
-    inverse = reciprocal_vectors(box)
-    k = [np.fft.fftfreq(n, 1.0 / n).astype(np.float64) for n in grid]
-    k = [np.asarray(v, box.dtype) for v in (k[0], k[1], k[2][: nz // 2 + 1])]
+def _mean_over_signs(influence, box, grid):
+    """The influence function of m^2 for the wave vectors of a real transform, (nx, ny, nz//2 + 1).
+
+    A frequency of n/2 along an even number of points is as much positive as negative. In a skewed box m^2 depends on
+    that sign, and the full transform has both: a vector and its opposite, with the same sign of n/2.
+    """
+    k = [np.fft.fftfreq(n, 1.0 / n) for n in grid]
+    values = influence(_squared_length(box, k))
+    if all(n % 2 for n in grid[:2]):
+        return values
+    mirrored = [np.where(v == -n / 2, -v, v) for v, n in zip(k, grid, strict=True)]
+    return 0.5 * (values + influence(_squared_length(box, mirrored)))
+
+
+def _squared_length(box, k):
+    """m^2, 1/nm^2, of the reciprocal-lattice vectors with these three lists of indices, the last one's first half."""
+    x, y, z = (np.asarray(v, box.dtype) for v in (k[0], k[1], k[2][: len(k[2]) // 2 + 1]))
     m2 = 0.0
-    for component in inverse:
-        m = component[0] * k[0][:, None, None] + component[1] * k[1][:, None] + component[2] * k[2]
+    for component in reciprocal_vectors(box):
+        m = component[0] * x[:, None, None] + component[1] * y[:, None] + component[2] * z
         m2 = m2 + m * m
     return m2
