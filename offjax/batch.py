@@ -112,10 +112,10 @@ class Conformers:
         """
         if self.source is None:
             raise InputError("these Conformers came through a JAX transformation: select from those that pack made")
-        batch, arrays, shape = self.source
+        batch, arrays, shape, devices = self.source
         chosen = _indices(molecules, len(batch))
         frame = batch._frame(np.array([len(a) for a in arrays]), len(chosen), shape)
-        return batch.select(chosen)._packed([arrays[i] for i in chosen], frame)
+        return batch.select(chosen)._packed([arrays[i] for i in chosen], frame, devices)
 
     def __repr__(self) -> str:
         return f"Conformers({self.n_conformers} conformers, {self.n_rows} atom rows, {self.dtype})"
@@ -127,6 +127,7 @@ class _Source(NamedTuple):
     batch: SystemBatch
     arrays: list[np.ndarray]
     shape: Shape
+    devices: tuple[jax.Device, ...]
 
 
 class _Frame(NamedTuple):
@@ -231,7 +232,9 @@ class SystemBatch:
 
     # --- positions --------------------------------------------------------------------------------------------------
 
-    def pack(self, arrays: Sequence[Any], *, check_bonds: bool = True) -> Conformers:
+    def pack(
+        self, arrays: Sequence[Any], *, check_bonds: bool = True, devices: Sequence[jax.Device] | None = None
+    ) -> Conformers:
         """Conformers of every molecule, ready for the energies.
 
         Parameters
@@ -241,6 +244,9 @@ class SystemBatch:
             converted. A molecule may have none (0, n_atoms, 3).
         check_bonds
             Refuse bonds shorter than half or longer than twice their equilibrium length.
+        devices
+            The devices that share the work; None: all local ones. A process sees the cores of a CPU as one device
+            unless it begins with ``jax.config.update("jax_num_cpu_devices", number_of_cores)``.
 
         Raises
         ------
@@ -259,10 +265,11 @@ class SystemBatch:
         counts = np.array([len(h) for h in hosts])
         if not counts.sum():
             raise InputError("there is no conformer at all")
+        devices = tuple(jax.local_devices() if devices is None else devices)
         if self._whole is None:
-            return self._packed(hosts, None)
+            return self._packed(hosts, None, devices)
         alike = np.full(len(self._whole), counts.max())
-        return self._packed(hosts, self._whole._frame(alike, len(self), None))
+        return self._packed(hosts, self._whole._frame(alike, len(self), None), devices)
 
     def _frame(self, counts: np.ndarray, k: int, shape: Shape | None) -> _Frame:
         """Sizes for any k molecules when each has ``counts`` conformers."""
@@ -274,18 +281,20 @@ class SystemBatch:
         n_conformers, n_rows = (int(np.sort(n)[::-1][:k].sum()) for n in (counts, rows))
         return _Frame(shape, most_chunks(prepared, counts, k, shape), n_conformers, n_rows)
 
-    def _packed(self, arrays: list[np.ndarray], frame: _Frame | None) -> Conformers:
+    def _packed(self, arrays: list[np.ndarray], frame: _Frame | None, devices: tuple[jax.Device, ...]) -> Conformers:
         prepared = [m.prepared for m in self._host]
         counts = np.array([len(a) for a in arrays])
         sizes = np.array([m.molecule.n_atoms for m in prepared])
         if frame is None:
             lanes = choose_lanes(counts, np.array([m.load.sum() for m in prepared]))
             jobs = split(counts, lanes)
-            chunk, shape = balanced(prepared, jobs, lanes)
+            chunk, shape = balanced(prepared, jobs, lanes, len(devices))
             frame = _Frame(shape, int(chunk.max()) + 1, int(counts.sum()), int((counts * sizes).sum()))
         else:
             jobs = split(counts, frame.shape.lanes)
             chunk = first_fit(prepared, jobs, frame.shape)
+        devices = devices[: frame.n_chunks]
+        frame = frame._replace(n_chunks=-(-frame.n_chunks // len(devices)) * len(devices))
         chunks, atom_start = fill(prepared, jobs, chunk, *frame)
         packed = place_positions(arrays, jobs, chunk, atom_start, frame.shape, frame.n_chunks)
         molecule = np.repeat(np.arange(len(arrays)), counts)
@@ -296,18 +305,25 @@ class SystemBatch:
             _extended(conformer, frame.n_rows, frame.n_conformers - 1),
             np.arange(frame.n_rows) < len(conformer),
         )
-        conformers = Conformers(packed, *rows, self._types_in(packed.dtype), chunks)
-        return replace(
-            jax.tree.map(lambda v: _on_device(v, packed.dtype), conformers), source=_Source(self, arrays, frame.shape)
+        everywhere, shared = _placements(devices)
+        ways = _placed({"energy_row": chunks.energy_row, "force_row": chunks.force_row}, packed.dtype, everywhere)
+        chunks = _placed(replace(chunks, **dict.fromkeys(ways)), packed.dtype, shared)
+        chunks = replace(chunks, **ways, mesh=getattr(shared, "mesh", None))
+        return Conformers(
+            _placed(packed, packed.dtype, shared),
+            *_placed(rows, packed.dtype, everywhere),
+            self._types_on(everywhere, packed.dtype),
+            chunks,
+            _Source(self, arrays, frame.shape, devices),
         )
 
-    def _types_in(self, dtype) -> Types:
-        """The types on the device, shared by everything that is packed."""
+    def _types_on(self, everywhere, dtype) -> Types:
+        """The types on the devices, shared by everything that is packed."""
         home = self if self._whole is None else self._whole
-        known = home.__dict__.setdefault("_types_by_dtype", {})
-        if dtype not in known:
-            known[dtype] = jax.tree.map(lambda v: _on_device(v, dtype), self._types)
-        return known[dtype]
+        known = home.__dict__.setdefault("_types_by_place", {})
+        if (everywhere, dtype) not in known:
+            known[everywhere, dtype] = _placed(self._types, dtype, everywhere)
+        return known[everywhere, dtype]
 
     def unpack(self, values, conformers: Conformers) -> list[np.ndarray]:
         """Flat values as a list with one array a molecule: (n_conf, ...) or (n_conf, n_atoms, 3); outside jit.
@@ -424,10 +440,12 @@ def _energies_and_forces(theta, conformers: Conformers, forces: bool):
 def compiler_options() -> dict[str, Any]:
     """What ``jax.jit(..., compiler_options=...)`` should be given for functions of a batch, on this platform.
 
-    On a CPU the older emitters of XLA make these loops run about twice as fast, and compile faster. JAX accepts such
-    options only for the outermost ``jit``; a SystemBatch called outside ``jit`` uses them by itself.
+    On a CPU the older emitters of XLA and wide vectors make these loops run faster. JAX accepts such options only for
+    the outermost ``jit``; a SystemBatch called outside ``jit`` uses them by itself.
     """
-    return {"xla_cpu_use_fusion_emitters": False} if jax.default_backend() == "cpu" else {}
+    if jax.default_backend() != "cpu":
+        return {}
+    return {"xla_cpu_use_fusion_emitters": False, "xla_cpu_prefer_vector_width": 512}
 
 
 def _vector(p: ParameterSet, schema: Schema, dtype):
@@ -447,10 +465,20 @@ def _extended(index: np.ndarray, n: int, value: int) -> np.ndarray:
     return np.concatenate([index, np.full(n - len(index), value)]).astype(np.int32)
 
 
-def _on_device(value: np.ndarray, dtype):
-    """Host array to device; floating-point numbers in ``dtype``."""
-    floating = np.issubdtype(value.dtype, np.floating)
-    return jax.device_put(value.astype(dtype) if floating else value)
+def _placements(devices: tuple[jax.Device, ...]):
+    """Where replicated arrays go, and where those with a leading axis of chunks go."""
+    if len(devices) == 1:
+        default = None if devices[0] == jax.local_devices()[0] else devices[0]
+        return default, default
+    mesh = jax.sharding.Mesh(np.array(devices), ("chunk",))
+    return tuple(jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in ((), ("chunk",)))
+
+
+def _placed(tree, dtype, place):
+    """Host arrays to their devices; floating-point numbers in ``dtype``."""
+    return jax.tree.map(
+        lambda v: jax.device_put(v.astype(dtype) if np.issubdtype(v.dtype, np.floating) else v, place), tree
+    )
 
 
 def _describe(n: int, system: System) -> str:

@@ -402,6 +402,44 @@ def test_few_programs_are_compiled_whatever_the_number_of_molecules():
     assert counts[0][0] <= 4 and counts[0][1] == 0
 
 
+SHARED = """
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 3)
+import offjax
+from tests import samples
+smiles = ["CCO", "O=C=O", "CSSC"]
+batch = offjax.SystemBatch.from_systems([samples.system(s) for s in smiles])
+arrays = [samples.positions(s)[None].repeat(700 // n, 0) for n, s in enumerate(smiles, 1)]
+p = batch.systems[0].parameters
+
+def loss(p, conf):
+    energies, forces = batch.energies_and_forces(p, conf)
+    return (energies**2).sum() + 1e-3 * (forces**2).sum()
+
+@jax.jit
+def derivatives(conf):
+    value, (dp, dx) = jax.value_and_grad(lambda p, x: loss(p, conf.with_positions(x)), (0, 1))(p, conf.positions)
+    return value, dp.to_vector(), dx, jax.jvp(lambda p: loss(p, conf), (p,), (p,))[1]
+
+one = batch.pack(arrays, devices=jax.local_devices()[:1])
+all_of_them = batch.pack(arrays)
+print(len(one.packed.devices()), len(all_of_them.packed.devices()))
+for a, b in zip(*(derivatives(c.select([2, 0])) for c in (one, all_of_them))):
+    np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-9 * np.abs(a).max())
+one, all_of_them = (batch.unpack(batch.energies_and_forces(p, c)[1], c) for c in (one, all_of_them))
+for a, b in zip(one, all_of_them):
+    np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-9)
+"""
+
+
+def test_several_devices_share_the_chunks():
+    """In a process with three CPU devices: what one gives, in all derivatives, minibatches too."""
+    ran = subprocess.run([sys.executable, "-c", SHARED], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["1", "3"]
+
+
 @pytest.mark.parametrize("smiles", [["O"], ["[Cl-]"], ["C"], ["[Cl-]", "O"]])
 def test_batches_of_only_tiny_molecules(smiles):
     systems = [samples.system(s, "openff-2.2.1.offxml") for s in smiles]

@@ -9,11 +9,12 @@ atoms that no sum refers to.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from offjax.batching import sums
@@ -76,7 +77,7 @@ class Chunks:
 
     ``energy_row`` (n_conformers,) and ``force_row`` (n_rows,) are places in (chunk, job, lane) and (chunk,
     atom, lane); ``conformer_of`` and ``row_of`` the inverse, with n_conformers and n_rows where a lane is
-    padding.
+    padding. ``mesh`` are the devices that share the chunks, None for one.
     """
 
     tables: ChunkTables
@@ -88,6 +89,7 @@ class Chunks:
     force_row: Int[Array, " row"]
     conformer_of: Int[Array, "chunk job lane"]
     row_of: Int[Array, "chunk atom lane"]
+    mesh: Mesh | None = field(default=None, metadata={"static": True})
 
 
 def prepare(molecule: TypedMolecule) -> Prepared:
@@ -133,14 +135,16 @@ def split(counts: np.ndarray, lanes: int) -> list[Job]:
     ]
 
 
-def balanced(molecules: Sequence[Prepared], jobs: Sequence[Job], lanes: int) -> tuple[np.ndarray, Shape]:
-    """A chunk for each job so that all chunks are full alike, and the shape they need.
+def balanced(
+    molecules: Sequence[Prepared], jobs: Sequence[Job], lanes: int, n_devices: int = 1
+) -> tuple[np.ndarray, Shape]:
+    """A chunk for each job so that all chunks are full alike, and the shape they need; as many for each device.
 
     Largest jobs first, each to the chunk whose fullest resource stays lowest.
     """
     loads = np.stack([molecules[j.molecule].load for j in jobs])
     total = loads.sum(axis=0)
-    n_chunks = max(1, min(len(jobs), round(total[0] * lanes / ATOM_LANES)))
+    n_chunks = min(len(jobs), n_devices * max(1, round(total[0] * lanes / ATOM_LANES / n_devices)))
     aim = np.maximum(total / n_chunks, 1)
     relative = loads / aim
     filled = np.zeros((n_chunks, loads.shape[1]))

@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import PartitionSpec
 
 from offjax.batching import kernel
 from offjax.batching.chunks import Chunks
@@ -40,11 +41,23 @@ def _direct(forces: bool, p, x, chunks: Chunks):
         p, x, tables = arguments
         return kernel.energies(p, tables, tuple(x), forces)
 
-    energy, force = jax.lax.map(one, (p, x, chunks.tables))
+    energy, force = _over_chunks(one, (p, x, chunks.tables), chunks)
     energy = _at(energy.reshape(-1), chunks.energy_row)
     if not forces:
         return energy, None
     return energy, jnp.stack([_at(f.reshape(-1), chunks.force_row) for f in force], axis=-1)
+
+
+def _over_chunks(one, arguments, chunks: Chunks):
+    """one(arguments) of every chunk: a loop, on each device over its share."""
+
+    def loop(arguments):
+        return jax.lax.map(one, arguments)
+
+    if chunks.mesh is None:
+        return loop(arguments)
+    share = PartitionSpec(*chunks.mesh.axis_names)
+    return jax.shard_map(loop, mesh=chunks.mesh, in_specs=share, out_specs=share, check_vma=False)(arguments)
 
 
 def _at(values, index):
@@ -114,5 +127,4 @@ def _pull(forces, moving, primals, cotangents):
         gradient = kernel.parameter_gradient(p, tables, tuple(x), w, None if v is None else tuple(v))
         return gradient, kernel.position_gradient(p, tables, tuple(x), w, v) if moving else None
 
-    gradient, position = jax.lax.map(one, (p, x, chunks.tables, w, v))
-    return gradient, position
+    return _over_chunks(one, (p, x, chunks.tables, w, v), chunks)

@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 
 
 def start() -> None:
-    """Set this process up: JAX in float64 with its persistent compilation cache, AmberTools on PATH, few log lines."""
+    """Set this process up: JAX in float64 on all cores with its compilation cache, AmberTools on PATH, few log lines."""
     import jax
 
     from offjax.parameterize import cache
 
     jax.config.update("jax_enable_x64", True)
+    with contextlib.suppress(RuntimeError):  # JAX runs already, in a program that calls a command as a function
+        jax.config.update("jax_num_cpu_devices", _cores())
     folder = cache.directory()
     if folder is not None and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(folder / "xla" / _processor()))
@@ -44,6 +46,11 @@ def start() -> None:
         os.environ["PATH"] = beside + os.pathsep + path
     logging.getLogger("openff").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"openff|pint|openmm")
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -9,7 +9,9 @@ priors, weights and starting values are its arguments, so that changing them com
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from offjax.batch import compiler_options
 from offjax.fit.free import FreeParameters
 from offjax.fit.targets import Targets
 from offjax.parameters import ParameterSet
@@ -69,14 +72,12 @@ def scalar(x: Float[Array, " n"], data: FitData) -> Float[Array, ""]:
     return 0.5 * jnp.sum(residuals(x, data) ** 2)
 
 
-@jax.jit
 def parts(x, data: FitData) -> Parts:
     """The terms of f, and what they were computed from."""
     *r, energies, forces = data.residuals(x)
     return Parts(*(0.5 * jnp.sum(a**2) for a in r), energies, forces)
 
 
-@jax.jit
 def gauss_newton(x, data: FitData):
     """f, J^T r and J^T J; the columns of J by forward mode, one after the other."""
     r, linear = jax.linearize(lambda y: residuals(y, data), x)
@@ -84,7 +85,13 @@ def gauss_newton(x, data: FitData):
     return 0.5 * jnp.sum(r**2), transposed @ r, transposed @ transposed.T
 
 
-value_and_gradient = jax.jit(jax.value_and_grad(scalar))
+value_and_gradient = jax.value_and_grad(scalar)
+
+
+@cache
+def compiled(function: Callable) -> Callable:
+    """The program of one of the functions above."""
+    return jax.jit(function, compiler_options=compiler_options())
 
 
 class FitObjective:
@@ -126,15 +133,15 @@ class FitObjective:
 
     def value_and_gradient(self, x, data: FitData | None = None):
         """f(x) and its gradient by reverse mode, of all training data or of one minibatch."""
-        return value_and_gradient(x, self.data if data is None else data)
+        return compiled(value_and_gradient)(x, self.data if data is None else data)
 
     def gauss_newton(self, x):
         """f, J^T r and J^T J."""
-        return gauss_newton(x, self.data)
+        return compiled(gauss_newton)(x, self.data)
 
     def parts(self, x) -> Parts:
         """The terms of f, and energies and forces of all molecules, held-out ones too."""
-        return parts(x, self.data)
+        return compiled(parts)(x, self.data)
 
     def minibatches(self, epoch: int) -> list[FitData]:
         """The training molecules of an epoch in an order given by seed and epoch, in parts of ``minibatch`` molecules.
