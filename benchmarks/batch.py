@@ -1,12 +1,14 @@
 """Many different molecules: SystemBatch beside OpenMM, in one process.
 
-    python benchmarks/batch.py [--molecules 600] [--conformers 16] [--repeats 7] [--precision float64]
+    python benchmarks/batch.py [--molecules 600] [--conformers 16] [--repeats 7] [--devices 2] [--precision float64]
 
 FreeSolv molecules from the OpenFF toolkit's wheel with Gasteiger charges and openff_unconstrained-2.2.1, each with as
 many displaced conformers. Measured are the energies, energies and forces, and the value and gradient in all force-field
-parameters of an energy + force loss over the whole data set, and beside them one energy + forces call of OpenMM a
-conformer: "call" is setPositions + getState, "read" also takes energy and forces out as NumPy arrays. The engines
-alternate; printed are medians of wall and of CPU time a conformer, and the medians of the paired ratios.
+parameters of an energy + force loss over the whole data set ("plain jit": without the compiler options that
+offjax.batch recommends), on as many CPU devices as there are cores unless told otherwise, and beside them one
+energy + forces call of OpenMM a conformer: "call" is setPositions + getState, "read" also takes energy and forces out
+as NumPy arrays. The engines alternate; printed are medians of wall and of CPU time a conformer, and the medians
+of the paired ratios.
 """
 
 import argparse
@@ -27,7 +29,9 @@ def main() -> None:
     parser.add_argument("--conformers", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--precision", choices=("float64", "float32"), default="float64")
+    parser.add_argument("--devices", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", options.devices)
     jax.config.update("jax_enable_x64", options.precision == "float64")
     compiled: list[float] = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -37,8 +41,9 @@ def main() -> None:
     n = options.conformers * len(systems)
     size = statistics.mean(len(x) for x in positions)
     print(
-        f"{processor()}, {os.cpu_count()} cores, jax {jax.__version__}, {options.precision}; "
-        f"{len(systems)} molecules of {size:.1f} atoms on average x {options.conformers} conformers"
+        f"{processor()}, {len(os.sched_getaffinity(0))} cores, {options.devices} devices, jax {jax.__version__}, "
+        f"{options.precision}; {len(systems)} molecules "
+        f"of {size:.1f} atoms on average x {options.conformers} conformers"
     )
     tasks = offjax_tasks(systems, positions, options.conformers, options.precision)
     for name, task in tasks.items():
@@ -124,10 +129,12 @@ def offjax_tasks(systems, positions, n_conformers, precision):
         return ((energies - e0) ** 2).sum() + 1e-2 * ((forces - f0) ** 2).sum()
 
     gradient = jax.jit(jax.value_and_grad(loss), compiler_options=compiler_options())
+    plain = jax.jit(jax.value_and_grad(loss))
     return {
         "energies": lambda: ready(batch.energies(p, conformers)),
         "energies and forces": lambda: ready(batch.energies_and_forces(p, conformers)),
         "loss gradient": lambda: ready(gradient(p, conformers, e0, f0)),
+        "loss gradient, plain jit": lambda: ready(plain(p, conformers, e0, f0)),
     }
 
 

@@ -306,8 +306,11 @@ class SystemBatch:
             np.arange(frame.n_rows) < len(conformer),
         )
         everywhere, shared = _placements(devices)
-        ways = _placed({"energy_row": chunks.energy_row, "force_row": chunks.force_row}, packed.dtype, everywhere)
-        chunks = _placed(replace(chunks, **dict.fromkeys(ways)), packed.dtype, shared)
+        ways: dict[str, Any] = _placed(
+            {"energy_row": chunks.energy_row, "force_row": chunks.force_row}, packed.dtype, everywhere
+        )
+        rest: dict[str, Any] = dict.fromkeys(ways)
+        chunks = _placed(replace(chunks, **rest), packed.dtype, shared)
         chunks = replace(chunks, **ways, mesh=getattr(shared, "mesh", None))
         return Conformers(
             _placed(packed, packed.dtype, shared),

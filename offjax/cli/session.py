@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def start() -> None:
-    """Set this process up: JAX in float64 on all cores with its compilation cache, AmberTools on PATH, few log lines."""
+    """Set this process up: JAX in float64 on all cores, its compilation cache, AmberTools on PATH, few log lines."""
     import jax
 
     from offjax.parameterize import cache

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,29 @@ def load(force_field) -> ForceField:
         raise InputError(f"force field {', '.join(names)}: KeyError: {error}") from error
     except Exception as error:
         raise InputError(f"force field {', '.join(names)}: {type(error).__name__}: {error}") from error
+
+
+def shared(force_field) -> ForceField:
+    """What :func:`load` gives, read once for as long as its files do not change. Not to be modified."""
+    if isinstance(force_field, str | os.PathLike):
+        force_field = [force_field]
+    if not isinstance(force_field, Sequence) or not all(isinstance(f, str | os.PathLike) for f in force_field):
+        return load(force_field)
+    return _shared(tuple(os.fspath(f) for f in force_field), tuple(_stamp(Path(f)) for f in force_field))
+
+
+def _stamp(path: Path) -> tuple | None:
+    """What tells a file from its next version; None for the name of an installed force field."""
+    try:
+        stat = path.stat()
+    except (OSError, ValueError):
+        return None
+    return str(path.resolve()), stat.st_mtime_ns, stat.st_size
+
+
+@lru_cache(maxsize=4)
+def _shared(names: tuple[str, ...], stamps: tuple) -> ForceField:
+    return load(names)
 
 
 COSMETIC = {"parameterize", "parameter_eval", "source", "comment", "description", "note", "notes", "provenance", "name"}

@@ -37,7 +37,7 @@ def parameterize(
     """The work behind :meth:`offjax.System.from_smirnoff`."""
     _check_list("charge_from_molecules", charge_from_molecules)
     _check_list("partial_bond_orders_from_molecules", partial_bond_orders_from_molecules)
-    loaded = forcefield.load(force_field)
+    loaded = forcefield.shared(force_field)
     forcefield.check(loaded)
     molecules, box = _molecules(topology, box)
     source = forcefield.text(loaded)
