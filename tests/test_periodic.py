@@ -18,6 +18,8 @@ CASES = {
     "ethanol": ({"ethanol": 27}, ["openff_unconstrained-2.2.1.offxml"]),
     "mixture": ({"ethanol": 12, "dichloromethane": 10, "water": 12}, ["openff-2.2.1.offxml", "tip3p.offxml"]),
     "salt water": ({"water": 110, "sodium": 6, "chloride": 6}, ["openff-2.2.1.offxml", "tip3p.offxml"]),
+    "four-site water": ({"water": 125}, ["tip4p_fb.offxml"]),
+    "five-site water": ({"water": 125}, ["tip5p.offxml"]),
     "charged": ({"water": 100, "sodium": 6, "chloride": 2}, ["openff-2.2.1.offxml", "tip3p.offxml"]),
 }
 
@@ -31,17 +33,18 @@ def build(name: str, box=BOX):
 
 def assert_equals_openmm(system, energy, x, box):
     """Direct and reciprocal parts 1e-8 relative (the contract: 1e-5), forces 1e-9 of their RMS (1e-6)."""
-    made = liquids.openmm_system(system, energy)
+    made, n = liquids.openmm_system(system, energy), system.topology.n_atoms
+    everything = np.asarray(energy.place_sites(system.parameters, x))
     parts, forces = jax.device_get(liquids.nonbonded(energy, system.parameters, x, box))
-    for n, section in enumerate(("vdW", "Electrostatics")):
+    for group, section in enumerate(("vdW", "Electrostatics")):
         mine = dict(parts[section])
         wave = sum(mine.pop(part, 0.0) for part in ("reciprocal", "self", "background"))
-        direct, f_direct = liquids.reference(made, x, box, [4 + n])
-        reciprocal, f_reciprocal = liquids.reference(made, x, box, [14 + n])
+        direct, f_direct = liquids.reference(made, everything, box, [4 + group])
+        reciprocal, f_reciprocal = liquids.reference(made, everything, box, [14 + group])
         assert sum(mine.values()) == pytest.approx(direct, rel=1e-8), section
         assert wave == pytest.approx(reciprocal, rel=1e-8, abs=1e-9), section
-        f = f_direct + f_reciprocal
-        np.testing.assert_allclose(forces[n], f, rtol=0, atol=1e-9 * np.sqrt(np.mean(f * f)))
+        f = (f_direct + f_reciprocal)[:n]
+        np.testing.assert_allclose(forces[group], f, rtol=0, atol=1e-9 * np.sqrt(np.mean(f * f)))
 
 
 @pytest.mark.parametrize(
@@ -51,6 +54,8 @@ def assert_equals_openmm(system, energy, x, box):
         ("water", {"nonbonded_method": "CutoffPeriodic", "cutoff": 0.9, "switch": 0.7}),
         ("offjax's water", {"cutoff": 0.9, "switch": 0.8, "ewald_tolerance": 1e-6}),
         ("ethanol", {"cutoff": 0.85}),
+        ("four-site water", {}),
+        ("five-site water", {}),
         ("mixture", {}),
         ("salt water", {"cutoff": 0.9, "switch": 0.8, "pme_grid": (24, 25, 22), "pme_alpha": 3.1}),
         ("charged", {}),
