@@ -150,3 +150,15 @@ def test_atoms_that_a_kind_does_not_take_raise_by_name():
 def test_systems_that_differ_in_their_sites_have_different_digests():
     once = sites.SITES.replace('match="once" distance="0.45', 'match="all_permutations" distance="0.45')
     assert parameterize(once, "c1ccncc1").digest != parameterize(sites.SITES, "c1ccncc1").digest
+
+
+def test_every_row_of_the_projects_own_sites_is_used():
+    from openff.toolkit import Molecule
+
+    smiles = ("CC(C)=O", "CC#N", "COC", "CC=N", "CN(C)C")
+    molecules = [Molecule.from_smiles(s, allow_undefined_stereo=True) for s in smiles]
+    files = ["offjax-teaching-1.0.offxml", "offjax-sites-1.0.offxml"]
+    system = offjax.System.from_smirnoff(files, molecules)
+    used = system.used["VirtualSites"]
+    assert all(np.all(counts > 0) for counts in used.values())
+    assert [m.n_sites for m in system.topology.molecules] == [3, 1, 2, 1, 1]
