@@ -1,13 +1,14 @@
 """PotentialEnergy: a traceable potential energy of force-field parameters and positions.
 
 This is the plain path: scalar potentials over index arrays, all pairs, and JAX's own differentiation in any mode and to
-any order. It defines the numbers; faster paths (:mod:`offjax.batch`) are tested against it.
+any order. It defines the numbers; faster paths (:mod:`offjax.batch`, neighbour lists) are tested against it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,7 +19,8 @@ from jaxtyping import Array, Float
 from offjax import interactions, virtual_sites
 from offjax.errors import InputError, PrecisionError, UnsupportedError
 from offjax.interactions import METHODS, PERIODIC, Pairs, Particles, Treatment
-from offjax.nonbonded import ewald, molecule_pairs
+from offjax.nonbonded import ewald, molecule_pairs, scaled_pairs
+from offjax.nonbonded.neighbors import Capacity, NeighborList, neighbor_list
 from offjax.parameters import ParameterSet, Schema
 from offjax.settings import EWALD_TOLERANCE, GBSASettings, check_cutoff, openmm_methods
 from offjax.terms import angles, bonds, gbsa, torsions
@@ -115,16 +117,22 @@ class PotentialEnergy:
         PrecisionError
             float64 NumPy positions while JAX's x64 mode is off.
         UnsupportedError
-            ``box`` for an energy that is not periodic; ``neighbors``: this version uses all pairs.
+            ``box`` for an energy that is not periodic; no ``neighbors`` for a System too large for all pairs.
+        NeighborListError
+            Outside ``jit``: ``neighbors`` have overflowed or are out of date. Inside ``jit`` the energy is NaN.
         """
-        return _total(self.by_term(p, positions, box, neighbors))
+        self._check(p)
+        energies, bad = _by_term(*self._arguments(p, positions, box, neighbors), together=True)
+        return _total(_valid(neighbors, energies, bad))
 
     def by_term(self, p: ParameterSet, positions, box=None, neighbors=None) -> dict[str, Float[Array, ""]]:
         """Energy by section, kJ/mol: Bonds, Angles, ProperTorsions, ImproperTorsions, vdW, Electrostatics, GBSA."""
         self._check(p)
-        return _by_term(*self._arguments(p, positions, box, neighbors))
+        return _valid(neighbors, *_by_term(*self._arguments(p, positions, box, neighbors)))
 
-    def components(self, p: ParameterSet, positions, box=None) -> dict[str, dict[str, Float[Array, ""]]]:
+    def components(
+        self, p: ParameterSet, positions, box=None, neighbors=None
+    ) -> dict[str, dict[str, Float[Array, ""]]]:
         """The parts of vdW and of Electrostatics, ``{section: {part: kJ/mol}}``; they add up to the section.
 
         ``direct``: fully interacting pairs, within the cutoff if there is one; ``exceptions``: 1-4 pairs;
@@ -132,9 +140,9 @@ class PotentialEnergy:
         the neutralising charge): an Ewald sum; ``dispersion``: the long-range correction.
         """
         self._check(p)
-        return _components(*self._arguments(p, positions, box, None))
+        return _valid(neighbors, *_components(*self._arguments(p, positions, box, neighbors)))
 
-    def virial(self, p: ParameterSet, positions, box=None) -> Float[Array, "3 3"]:
+    def virial(self, p: ParameterSet, positions, box=None, neighbors=None) -> Float[Array, "3 3"]:
         """The virial tensor W = -dU/d(strain), kJ/mol: every position and box vector r becomes r (1 + strain).
 
         The pressure is (2 K + trace(W)) / (3 V), with the kinetic energy K and the volume V, in kJ/mol/nm^3;
@@ -148,23 +156,57 @@ class PotentialEnergy:
         if not self.static.treatment.periodic:
             raise UnsupportedError(f"a virial needs a periodic box, and this energy has none ({self!r})")
         self._check(p)
-        return _virial(*self._arguments(p, positions, box, None))
+        return _valid(neighbors, *_virial(*self._arguments(p, positions, box, neighbors)))
 
     def at_slots(self, slots: Mapping[str, Mapping[str, Any]], positions, box=None, neighbors=None):
         """Potential energy, kJ/mol, of given slot values, as ``system.slots(p)`` returns them."""
-        energy, _, x, box = self._arguments(None, positions, box, neighbors)
-        return _total(_at_instances(energy, self._instances(self._cast(slots, x.dtype, "slots")), x, box))
+        values = self._instances(self._cast(slots, as_positions(positions).dtype, "slots"))
+        return self._at_instances(values, positions, box, neighbors)
 
     def at_instances(self, instances: Mapping[str, Mapping[str, Any]], positions, box=None, neighbors=None):
         """Potential energy, kJ/mol, of given instance values ``{section: {attribute: (n_instances,)}}``."""
-        energy, _, x, box = self._arguments(None, positions, box, neighbors)
-        return _total(_at_instances(energy, self._cast(instances, x.dtype, "instances"), x, box))
+        values = self._cast(instances, as_positions(positions).dtype, "instances")
+        return self._at_instances(values, positions, box, neighbors)
 
-    def neighbor_list(self, positions, box, *, skin=None, capacity=None):
-        """Raises UnsupportedError: this version uses all pairs."""
-        raise UnsupportedError(
-            "neighbour lists are not supported in this version, which uses all pairs; "
-            "call energy(parameters, positions, box) without neighbors"
+    def _at_instances(self, values, positions, box, neighbors):
+        energy, _, x, box, neighbors = self._arguments(None, positions, box, neighbors)
+        return _total(_valid(neighbors, *_at_instances(energy, values, x, box, neighbors)))
+
+    def neighbor_list(
+        self, positions, box=None, *, skin: float = 0.1, capacity: Capacity | None = None, headroom: float = 1.25
+    ) -> NeighborList:
+        """The pairs within the cutoff + ``skin`` (nm), for ``energy(p, positions, box, neighbors)``; outside ``jit``.
+
+        The list serves until an atom has moved ``skin``/2: ``neighbors.update(positions, box)``, inside ``jit`` or
+        outside, is the same list or a new one of the same shape, which is all that ``headroom`` (the capacity beyond
+        what these positions need) is for. ``capacity`` is that of another list. See :mod:`offjax.nonbonded.neighbors`.
+
+        Raises
+        ------
+        InputError
+            No cutoff, a box too small for cutoff and skin; virtual sites without positions: a list is made of
+            ``energy.place_sites(p, positions)``, and updated with them.
+        NeighborListError
+            Positions that are not finite, or a ``capacity`` that is too small.
+        """
+        treatment = self.static.treatment
+        if treatment.method == "NoCutoff":
+            raise InputError("NoCutoff sums all pairs: a neighbour list needs a method with a cutoff")
+        x = as_positions(positions)
+        if x.shape != (self.static.n_particles, 3):
+            raise InputError(
+                f"positions must have shape ({self.static.n_particles}, 3), all particles, got {x.shape}"
+                + ("; use energy.place_sites(p, positions)" if self.static.n_particles > self.static.n_atoms else "")
+            )
+        box = self._box(box)
+        return neighbor_list(
+            x,
+            None if box is None else _cast(box, x.dtype),
+            cutoff=treatment.cutoff,
+            skin=in_nm(skin),
+            exclusions=self.pairs.exceptions,
+            capacity=capacity,
+            headroom=headroom,
         )
 
     def place_sites(self, p: ParameterSet, x):
@@ -184,22 +226,39 @@ class PotentialEnergy:
             cut += f", alpha {s.coulomb.alpha:.4g}/nm, grid {' x '.join(map(str, s.coulomb.grid))}"
         n_atoms, n_sites = self.static.n_atoms, self.static.n_particles - self.static.n_atoms
         what = f"{n_atoms} atoms" + (f", {n_sites} virtual sites" if n_sites else "")
-        pairs = len(self.pairs.full) + len(self.pairs.scaled)
-        return f"PotentialEnergy({what}, {s.method}{cut}, {pairs} pairs; {', '.join(self.sections)})"
+        full = None if self.pairs.full is None else len(self.pairs.full) + len(self.pairs.scaled)
+        pairs = "neighbour lists only" if full is None else f"{full} pairs"
+        return f"PotentialEnergy({what}, {s.method}{cut}, {pairs}; {', '.join(self.sections)})"
 
     # --- arguments --------------------------------------------------------------------------------------------------
 
     def _arguments(self, p, positions, box, neighbors):
-        """(self, p, positions, box), checked, and host arrays in the dtype of the positions."""
-        if neighbors is not None:
-            raise UnsupportedError("neighbors: this version uses all pairs; call energy(parameters, positions, box)")
+        """(self, p, positions, box, neighbors), checked, and host arrays in the dtype of the positions."""
         x = self._positions(positions)
+        if neighbors is not None:
+            self._check_neighbors(neighbors)
+        elif self.pairs.full is None:
+            raise UnsupportedError(
+                f"{self.static.n_particles} particles are too many for all pairs (at most {MAX_ATOMS}): "
+                "pass neighbors, made by energy.neighbor_list(positions, box)"
+            )
         box = self._box(box)
         return (
             *jax.tree.map(lambda v: _host_cast(v, x.dtype), (self, p)),
             x,
             None if box is None else _cast(box, x.dtype),
+            neighbors,
         )
+
+    def _check_neighbors(self, neighbors) -> None:
+        cutoff = self.static.treatment.cutoff
+        if not isinstance(neighbors, NeighborList):
+            raise InputError(f"neighbors must come from energy.neighbor_list(), got {type(neighbors).__name__}")
+        if (neighbors.n_atoms, neighbors.cutoff) != (self.static.n_particles, cutoff):
+            raise InputError(
+                f"these neighbors are of {neighbors.n_atoms} particles within {neighbors.cutoff:g} nm; "
+                f"this energy has {self.static.n_particles} within {cutoff:g} nm"
+            )
 
     def _positions(self, positions) -> Float[Array, "atom 3"]:
         x, n, all_particles = as_positions(positions), self.static.n_atoms, self.static.n_particles
@@ -274,8 +333,8 @@ class PotentialEnergy:
         section = self.sections["VirtualSites"]
         return jnp.concatenate([x, virtual_sites.positions(x, section.atoms, section.kind, **values["VirtualSites"])])
 
-    def _energies(self, values, x, box) -> dict[str, Float[Array, ""]]:
-        x = self._with_sites(values, x)
+    def _energies(self, values, x, box, neighbors, together=False) -> dict[str, Float[Array, ""]]:
+        """Energies by section of atoms and sites ``x``; ``together`` names some otherwise, for their sum only."""
         energies = {}
         if "Bonds" in self.sections:
             energies["Bonds"] = self._sum(
@@ -286,7 +345,7 @@ class PotentialEnergy:
                 angles.energies(x, self.sections["Angles"].atoms, **self._active("Angles", values))
             )
         energies.update(self._torsions(values, x))
-        for section, parts in self._nonbonded(values, x, box).items():
+        for section, parts in self._nonbonded(values, x, box, neighbors, together).items():
             energies[section] = sum(parts.values())
         if self.static.gbsa is not None:
             charge, options = values["Electrostatics"]["charge"], asdict(self.static.gbsa)
@@ -313,11 +372,13 @@ class PotentialEnergy:
         split = len(self.sections[names[0]].atoms)
         return {n: self._sum(part) for n, part in zip(names, (terms[:split], terms[split:]), strict=False)}
 
-    def _nonbonded(self, values, x, box) -> dict[str, dict[str, Float[Array, ""]]]:
+    def _nonbonded(self, values, x, box, neighbors, together=False) -> dict[str, dict[str, Float[Array, ""]]]:
         vdw, coulomb = values.get("vdW", {}), values.get("Electrostatics", {})
         particles = Particles(vdw.get("sigma"), vdw.get("epsilon"), coulomb.get("charge"))
         pairs = jax.tree.map(lambda v: _cast(v, x.dtype) if np.issubdtype(v.dtype, np.floating) else v, self.pairs)
-        return interactions.components(self.static.treatment, pairs, particles, x, box, self._sum)
+        return interactions.components(
+            self.static.treatment, pairs, particles, x, box, self._sum, neighbors, self.static.accumulate, together
+        )
 
     def _sum(self, terms):
         if self.static.accumulate is not None:
@@ -327,28 +388,43 @@ class PotentialEnergy:
 
 # Compiled once for each shape, so that a call outside jit does not run operation by operation. The energy travels as an
 # argument: Systems of equal shapes share the program.
-@jax.jit
-def _by_term(energy: PotentialEnergy, p: ParameterSet, x, box):
-    return energy._energies(energy._instances(energy._slots(p, x.dtype)), x, box)
+@partial(jax.jit, static_argnames="together")
+def _by_term(energy: PotentialEnergy, p: ParameterSet, x, box, neighbors, together=False):
+    return _at_instances(energy, energy._instances(energy._slots(p, x.dtype)), x, box, neighbors, together)
+
+
+@partial(jax.jit, static_argnames="together")
+def _at_instances(energy: PotentialEnergy, instances, x, box, neighbors, together=False):
+    x = energy._with_sites(instances, x)
+    return energy._energies(instances, x, box, neighbors, together), _bad(neighbors, x, box)
 
 
 @jax.jit
-def _components(energy: PotentialEnergy, p: ParameterSet, x, box):
+def _components(energy: PotentialEnergy, p: ParameterSet, x, box, neighbors):
     values = energy._instances(energy._slots(p, x.dtype))
-    return energy._nonbonded(values, energy._with_sites(values, x), box)
+    x = energy._with_sites(values, x)
+    return energy._nonbonded(values, x, box, neighbors), _bad(neighbors, x, box)
 
 
 @jax.jit
-def _virial(energy: PotentialEnergy, p: ParameterSet, x, box):
+def _virial(energy: PotentialEnergy, p: ParameterSet, x, box, neighbors):
     def strained(strain):
-        return _total(_by_term(energy, p, x + x @ strain, box + box @ strain))
+        energies, bad = _by_term(energy, p, x + x @ strain, box + box @ strain, neighbors, together=True)
+        return _total(energies), bad
 
-    return -jax.grad(strained)(jnp.zeros((3, 3), x.dtype))
+    gradient, bad = jax.grad(strained, has_aux=True)(jnp.zeros((3, 3), x.dtype))
+    return -gradient, bad
 
 
-@jax.jit
-def _at_instances(energy: PotentialEnergy, instances, x, box):
-    return energy._energies(instances, x, box)
+def _bad(neighbors, x, box):
+    return None if neighbors is None else neighbors.unusable(x, box)
+
+
+def _valid(neighbors, values, bad):
+    """The values; outside ``jit``, NeighborListError if they are NaN because of the list."""
+    if neighbors is not None:
+        neighbors.refuse(bad)
+    return values
 
 
 @jax.jit
@@ -436,10 +512,10 @@ def build(
     if accumulate == "float64" and not jax.config.jax_enable_x64:
         raise PrecisionError('accumulate="float64" needs jax.config.update("jax_enable_x64", True)')
 
-    if system.n_particles > MAX_ATOMS:
+    if system.n_particles > MAX_ATOMS and (treatment.cutoff == np.inf or system.gbsa is not None):
         raise UnsupportedError(
-            f"{system.n_particles} particles: to_jax() uses all pairs and takes at most {MAX_ATOMS}; use "
-            "to_openmm() or a smaller System"
+            f"{system.n_particles} particles without cutoff, or with GBSA: all pairs of at most {MAX_ATOMS} can be "
+            "summed; use a method with a cutoff and energy.neighbor_list(), to_openmm(), or a smaller System"
         )
     sections: dict[str, _Section] = {}
     layout: list[tuple[str, str, int, int]] = []
@@ -475,18 +551,26 @@ def _table(matrices) -> _Table:
 
 
 def _pairs(system: System) -> Pairs:
-    full, scaled = pairs(system)
-    exceptions = system.topology.tile([e.atoms for e in system.exceptions], 2)
-    return Pairs(full.atoms, *scaled, exceptions)
+    atoms, *scales = exceptions(system)
+    scaled = scaled_pairs(atoms, *scales)
+    full = None
+    if system.n_particles <= MAX_ATOMS:
+        full = molecule_pairs(system.topology.n_particles, atoms, *scales)[0].atoms
+    return Pairs(full, *scaled, atoms)
 
 
 def pairs(system: System):
     """All (full, scaled) pairs of a System without box, global indices."""
+    return molecule_pairs(system.topology.n_particles, *exceptions(system))
+
+
+def exceptions(system: System):
+    """Pairs that do not interact fully, with their vdW and Coulomb scales, global indices."""
     topology = system.topology
     atoms = topology.tile([e.atoms for e in system.exceptions], 2)
     vdw_scale = np.concatenate([np.zeros(0), *(system.exceptions[u].vdw_scale for u in topology.copies)])
     coulomb_scale = np.concatenate([np.zeros(0), *(system.exceptions[u].coulomb_scale for u in topology.copies)])
-    return molecule_pairs(topology.n_particles, atoms, vdw_scale, coulomb_scale)
+    return atoms, vdw_scale, coulomb_scale
 
 
 def _treatment(system: System, method: str | None, cutoff: float | None, switch: float | None) -> Treatment:

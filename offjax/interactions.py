@@ -1,6 +1,7 @@
 """The nonbonded energy, part by part: pairs in direct space, 1-4 pairs, and what periodic boxes add to them.
 
-Every part is a function of arrays. The pairs are all pairs here; a faster way to sum them replaces :func:`direct`.
+Every part is a function of arrays. Pairs in direct space are all pairs (:func:`direct`, the definition) or those of a
+neighbour list (:func:`listed`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from jaxtyping import Array, Float, Int
 
 from offjax import geometry
 from offjax.constants import REACTION_FIELD_DIELECTRIC
-from offjax.nonbonded import dispersion, ewald, periodic, pme
+from offjax.nonbonded import blocks, dispersion, ewald, periodic, pme
 from offjax.nonbonded.ewald import Ewald
+from offjax.nonbonded.neighbors import NeighborList
 from offjax.terms import electrostatics, vdw
 
 
@@ -47,10 +49,10 @@ class Pairs:
 
     ``full`` (n, 2) interact fully, within the cutoff; ``scaled`` (n, 2) by their scales, without cutoff and between
     the atoms as they are given, not their images, as in OpenMM; ``exceptions`` (n, 2) are all that are not full: the
-    scaled pairs and the excluded ones.
+    scaled pairs and the excluded ones. ``full`` is None where there are too many: neighbour lists only.
     """
 
-    full: Int[Array, "full 2"]
+    full: Int[Array, "full 2"] | None
     scaled: Int[Array, "scaled 2"]
     vdw_scale: Float[Array, " scaled"]
     coulomb_scale: Float[Array, " scaled"]
@@ -66,16 +68,36 @@ class Particles:
     charge: Float[Array, " particle"] | None
 
 
-def components(treatment: Treatment, pairs: Pairs, particles: Particles, x, box, total) -> dict[str, dict[str, Array]]:
+TOGETHER = "vdW and Electrostatics"
+"""The section of direct-space energies that were summed together."""
+
+
+def components(
+    treatment: Treatment,
+    pairs: Pairs,
+    particles: Particles,
+    x,
+    box,
+    total,
+    neighbors: NeighborList | None = None,
+    accumulate: str | None = None,
+    together: bool = False,
+) -> dict[str, dict[str, Array]]:
     """``{"vdW": {part: energy}, "Electrostatics": {part: energy}}``, kJ/mol; the parts of a section add up to it.
 
     ``x`` (n_particles, 3) nm; ``box`` (3, 3) nm, or None for methods that are not periodic; ``total`` sums an array.
-    With a box that is not reduced, or too small for the cutoff, every periodic part is NaN.
+    With ``neighbors``, the direct part is a sum over the list (``accumulate`` as there), in one pass over the pairs
+    under the name :data:`TOGETHER` if ``together``. With a box that is not reduced, or too small for the cutoff, every
+    periodic part is NaN.
     """
     if treatment.periodic:
         box = box * jnp.where(periodic.admissible(box, treatment.cutoff), 1.0, jnp.nan)
+    if neighbors is None:
+        near = direct(treatment, particles, x, box, pairs.full)
+    else:
+        near = listed(treatment, particles, x, box, neighbors, accumulate, together)
     found = [
-        ("direct", direct(treatment, particles, x, box, pairs.full)),
+        ("direct", near),
         ("exceptions", scaled(treatment, particles, x, pairs)),
         *long_range(treatment, particles, x, box, pairs.exceptions),
     ]
@@ -102,11 +124,57 @@ def direct(treatment: Treatment, particles: Particles, x, box, pairs: Int[Array,
     return {section: jnp.where(outside, 0.0, u) for section, u in energies.items()}
 
 
-def pair_potentials(treatment: Treatment, r2, lennard_jones, c6, charge_product) -> dict[str, Array]:
+def listed(
+    treatment: Treatment, particles: Particles, x, box, neighbors: NeighborList, accumulate: str | None, together: bool
+) -> dict[str, Array]:
+    """Energy of all pairs of a neighbour list by section, or of all sections in one pass over the pairs."""
+    sections = tuple(
+        name for name, value in (("vdW", particles.sigma), ("Electrostatics", particles.charge)) if value is not None
+    )
+    groups = {TOGETHER: sections} if together else {name: (name,) for name in sections}
+    return {
+        name: blocks.pair_energy(
+            PairPotential(treatment, group),
+            neighbors,
+            x,
+            box,
+            PairPotential(treatment, group).parameters(particles),
+            accumulate=accumulate,
+        )
+        for name, group in groups.items()
+    }
+
+
+@dataclass(frozen=True)
+class PairPotential:
+    """The direct-space energy of a pair in some sections, as one scalar function for :mod:`offjax.nonbonded.blocks`."""
+
+    treatment: Treatment
+    sections: tuple[str, ...]
+
+    def parameters(self, particles: Particles) -> tuple[Array, ...]:
+        """What a pair needs of each particle: sigma and sqrt(epsilon), charge."""
+        lennard_jones = (particles.sigma, geometry.safe_sqrt(particles.epsilon)) if "vdW" in self.sections else ()
+        return (*lennard_jones, *((particles.charge,) if "Electrostatics" in self.sections else ()))
+
+    def __call__(self, r2, first, second):
+        lennard_jones = c6 = product = None
+        if "vdW" in self.sections:
+            sigma, root = zip(first[:2], second[:2], strict=True)
+            lennard_jones = 0.5 * (sigma[0] + sigma[1]), root[0] * root[1]
+            c6 = 4.0 * (sigma[0] * sigma[1]) ** 3 * lennard_jones[1]
+        if "Electrostatics" in self.sections:
+            product = first[-1] * second[-1]
+        return sum(pair_potentials(self.treatment, r2, lennard_jones, c6, product, polynomials=True).values())
+
+
+def pair_potentials(
+    treatment: Treatment, r2, lennard_jones, c6, charge_product, polynomials: bool = False
+) -> dict[str, Array]:
     """Energy of fully interacting pairs at squared distances ``r2`` within the cutoff, kJ/mol.
 
     ``lennard_jones``: (sigma, epsilon) of the pairs or None; ``c6``: products of dispersion coefficients, for LJPME;
-    ``charge_product`` or None.
+    ``charge_product`` or None. ``polynomials`` take the place of the special functions of Ewald sums, to rounding.
     """
     cutoff, switch = treatment.cutoff, treatment.switch
     energies = {}
@@ -114,12 +182,15 @@ def pair_potentials(treatment: Treatment, r2, lennard_jones, c6, charge_product)
         if treatment.dispersion is None:
             u = vdw.potential(r2, *lennard_jones)
         else:
-            u = vdw.ewald_direct_potential(r2, *lennard_jones, c6, treatment.dispersion.alpha, cutoff)
+            of_pair = vdw.ewald_direct_polynomial if polynomials else vdw.ewald_direct_potential
+            u = of_pair(r2, *lennard_jones, c6, treatment.dispersion.alpha, cutoff)
         if switch is not None:
             u = u * vdw.switching(jnp.sqrt(r2), switch, cutoff)
         energies["vdW"] = u
     if charge_product is not None:
-        if treatment.coulomb is not None:
+        if treatment.coulomb is not None and polynomials:
+            u = electrostatics.ewald_direct_polynomial(r2, charge_product, treatment.coulomb.alpha, cutoff)
+        elif treatment.coulomb is not None:
             u = electrostatics.ewald_direct_potential(r2, charge_product, treatment.coulomb.alpha)
         elif cutoff < math.inf:
             u = electrostatics.reaction_field_potential(r2, charge_product, cutoff, treatment.reaction_field_dielectric)

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from offjax.errors import NeighborListError
 from offjax.nonbonded.neighbors import CHUNK, LANES, ROW, NeighborList, shifts, slots
 
 Potential = Callable[[Array, tuple[Array, ...], tuple[Array, ...]], Array]
@@ -57,18 +56,13 @@ def pair_energy(
         Outside ``jit``: the list has overflowed, or is stale at these positions. Inside ``jit`` the energy is NaN.
     """
     energy, bad = _checked_energy(potential, accumulate, positions, box, tuple(parameters), neighbors)
-    if not isinstance(bad, jax.core.Tracer) and bool(bad):
-        raise NeighborListError(
-            "the neighbour list has overflowed: make one of sufficient capacity, neighbors.reallocated(positions, box)"
-            if bool(neighbors.overflow)
-            else "the neighbour list is out of date (or a position is NaN): use neighbors.update(positions, box)"
-        )
+    neighbors.refuse(bad)
     return energy
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _checked_energy(potential, accumulate, positions, box, parameters, neighbors):
-    bad = neighbors.overflow | neighbors.stale(positions, box)
+    bad = neighbors.unusable(positions, box)
     x, h = neighbors.unwrapped(positions, box)
     energy = _energy(potential, accumulate, x, h, parameters, neighbors)
     return energy * jnp.where(bad, jnp.nan, 1.0).astype(energy.dtype), bad

@@ -102,6 +102,23 @@ class NeighborList:
         """
         return _stale(self, *jax.lax.stop_gradient(_arguments(self, positions, box)))
 
+    def unusable(self, positions, box=None) -> Bool[Array, ""]:
+        """Whether energies at these positions are NaN: the list has overflowed, or is stale."""
+        return self.overflow | self.stale(positions, box)
+
+    def refuse(self, unusable) -> None:
+        """Raises NeighborListError if ``unusable`` is known (outside ``jit``) and True."""
+        if isinstance(unusable, jax.core.Tracer) or not np.any(unusable):
+            return
+        if np.any(self.overflow):
+            raise NeighborListError(
+                "the neighbour list has overflowed (too many neighbours, a box too small, or positions that are not "
+                "finite): make one of sufficient capacity with neighbors.reallocated(positions, box)"
+            )
+        raise NeighborListError(
+            "the neighbour list is out of date (or a position is NaN): use neighbors.update(positions, box)"
+        )
+
     def unwrapped(self, positions, box=None):
         """The images of the atoms that the entries refer to, next to the wrapped reference positions; and the box.
 
@@ -508,9 +525,12 @@ def _allocate(x, h, exclusions, cutoff, skin, headroom) -> NeighborList:
             break
         groups, blocks = max(groups, most_groups), max(blocks, 2 * blocks if most_groups > groups else most_blocks)
     capacity = Capacity(
-        *(max(1, math.ceil(n * headroom)) for n in (most_groups, most_blocks, most_atoms / ROW, rows)),
+        # few and discrete: how many groups are near one changes most when atoms move
+        groups=math.ceil(most_groups * headroom**2),
+        blocks=math.ceil(most_blocks * headroom),
+        block_rows=max(1, math.ceil(most_atoms * headroom / ROW)),
+        rows=max(1, math.ceil(rows * headroom / CHUNK)) * CHUNK,
     )
-    capacity = capacity._replace(rows=-(-capacity.rows // CHUNK) * CHUNK)
     return _checked(_build(_empty(x, h, exclusions, cutoff, skin, capacity), x, h), x)
 
 

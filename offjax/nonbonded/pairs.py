@@ -50,5 +50,10 @@ def molecule_pairs(
     keep[a * n_atoms - a * (a + 1) // 2 + b - a - 1] = False
     full = np.stack([i[keep], j[keep]], axis=1).astype(np.int32)
     ones = np.ones(len(full))
+    return PairList(full, ones, ones), scaled_pairs(exceptions, vdw_scale, coulomb_scale)
+
+
+def scaled_pairs(exceptions: np.ndarray, vdw_scale: np.ndarray, coulomb_scale: np.ndarray) -> PairList:
+    """The exceptions of which at least one scale is not zero."""
     used = (vdw_scale != 0) | (coulomb_scale != 0)
-    return PairList(full, ones, ones), PairList(exceptions[used], vdw_scale[used], coulomb_scale[used])
+    return PairList(np.sort(exceptions, axis=1)[used], vdw_scale[used], coulomb_scale[used])

@@ -4,8 +4,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.special
 
 from offjax.constants import COULOMB
+from offjax.nonbonded.series import polynomial
 
 
 def potential(r2, charge_product):
@@ -31,6 +34,18 @@ def ewald_direct_potential(r2, charge_product, alpha):
     """
     r = jnp.sqrt(r2)
     return COULOMB * charge_product * jax.scipy.special.erfc(alpha * r) / r
+
+
+def ewald_direct_polynomial(r2, charge_product, alpha, cutoff):
+    """The same, for r <= cutoff (nm), without the error function: 1/r - alpha h((alpha r)^2), h a polynomial."""
+    screened = polynomial(_erf_over_root_host, (alpha * cutoff) ** 2, alpha * alpha * r2)
+    return COULOMB * charge_product * (1.0 / jnp.sqrt(r2) - alpha * screened)
+
+
+def _erf_over_root_host(t):
+    """erf(sqrt(t))/sqrt(t) of a NumPy array."""
+    root = np.sqrt(np.maximum(t, 1e-30))
+    return scipy.special.erf(root) / root
 
 
 def ewald_excluded_potential(r2, charge_product, alpha):

@@ -3,8 +3,11 @@
 import math
 
 import jax.numpy as jnp
+import numpy as np
+import scipy.special
 
 from offjax import geometry
+from offjax.nonbonded.series import polynomial
 
 
 def combine(sigma_i, sigma_j, epsilon_i, epsilon_j):
@@ -56,6 +59,22 @@ def ewald_direct_potential(r2, sigma, epsilon, c6, alpha, cutoff):
         return potential(r2, sigma, epsilon) + ewald_excluded_potential(r2, c6, alpha)
 
     return unshifted(r2) - unshifted(jnp.asarray(cutoff * cutoff, r2.dtype))
+
+
+def ewald_direct_polynomial(r2, sigma, epsilon, c6, alpha, cutoff):
+    """The same, for r <= cutoff (nm), without exponentials: a polynomial for the damping."""
+
+    def damped(r2):
+        return c6 * alpha**6 * polynomial(_damping_host, (alpha * cutoff) ** 2, alpha * alpha * r2)
+
+    edge = jnp.asarray(cutoff * cutoff, r2.dtype)
+    return potential(r2, sigma, epsilon) + damped(r2) - potential(edge, sigma, epsilon) - damped(edge)
+
+
+def _damping_host(x):
+    """(1 - e^(-x) (1 + x + x^2/2)) / x^3 of a NumPy array: the incomplete gamma function P(3, x) / x^3."""
+    safe = np.maximum(x, 1e-3)  # below, 1/6 - x/8 + x^2/20 is exact to 1e-10 of x^3
+    return np.where(x < 1e-3, 1 / 6 - x / 8 + x * x / 20 - x**3 / 72, scipy.special.gammainc(3, safe) / safe**3)
 
 
 def ewald_excluded_potential(r2, c6, alpha):

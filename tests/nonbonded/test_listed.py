@@ -1,0 +1,127 @@
+"""Energies of Systems over a neighbour list equal those over all pairs: values, forces, parameters, box."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import offjax
+from offjax.errors import InputError, NeighborListError, UnsupportedError
+from tests import liquids
+from tests.test_periodic import BOX, OPTIONS, build
+
+TRICLINIC = np.array([[1.9, 0, 0], [0.4, 1.95, 0], [-0.5, 0.6, 2.0]])
+
+
+def listed_and_all(energy, p, x, h, neighbors):
+    """Energy with all first derivatives over the list, and over all pairs."""
+    argnums = (0, 1) if h is None else (0, 1, 2)
+
+    def run(p, x, h, neighbors):
+        return jax.value_and_grad(lambda p, x, h: energy(p, x, h, neighbors), argnums)(p, x, h)
+
+    return jax.jit(run)(p, x, h, neighbors), jax.jit(run)(p, x, h, None)
+
+
+def assert_close(got, want, rtol):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        if b.size:
+            np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * float(np.max(np.abs(b))) + 1e-12)
+
+
+@pytest.mark.parametrize(
+    "options", ["PME", pytest.param("tight PME", marks=pytest.mark.slow), "reaction field", "LJPME"]
+)
+def test_water(options):
+    system, x = build("water")
+    energy = system.to_jax(**OPTIONS[options])
+    neighbors = energy.neighbor_list(x, BOX, skin=0.05)
+    got, want = listed_and_all(energy, system.parameters, x, jnp.asarray(BOX), neighbors)
+    assert_close(got, want, 1e-9)
+    assert_close(energy.by_term(system.parameters, x, BOX, neighbors), energy.by_term(system.parameters, x, BOX), 1e-9)
+
+
+@pytest.mark.parametrize("name", ["mixture", pytest.param("salt water", marks=pytest.mark.slow)])
+def test_mixtures_with_1_4_pairs_in_a_triclinic_box(name):
+    system, x = build(name, TRICLINIC)
+    energy = system.to_jax()
+    neighbors = energy.neighbor_list(x, TRICLINIC, skin=0.05)
+    got, want = listed_and_all(energy, system.parameters, x, jnp.asarray(TRICLINIC), neighbors)
+    assert_close(got, want, 1e-9)
+
+
+def test_a_cutoff_without_box():
+    system, x = build("ethanol")
+    energy = system.to_jax(nonbonded_method="CutoffNonPeriodic", cutoff=0.7, switch=0.6)
+    got, want = listed_and_all(energy, system.parameters, x, None, energy.neighbor_list(x, skin=0.1))
+    assert_close(got, want, 1e-9)
+
+
+def test_float32_pairs_with_float64_sums():
+    system, x = build("water")
+    exact = listed_and_all(system.to_jax(), system.parameters, x, jnp.asarray(BOX), None)[1]
+    energy = system.to_jax(accumulate="float64")
+    x = x.astype("float32")
+    neighbors = energy.neighbor_list(x, BOX, skin=0.05)
+    value, (of_p, of_x, _) = listed_and_all(energy, system.parameters, x, jnp.asarray(BOX, "float32"), neighbors)[0]
+    np.testing.assert_allclose(value, exact[0], rtol=1e-5)
+    forces = exact[1][1]
+    assert jnp.sqrt(jnp.mean((of_x - forces) ** 2)) < 1e-4 * jnp.sqrt(jnp.mean(forces**2))
+
+
+def test_lists_that_do_not_fit_are_refused():
+    system, x = build("water")
+    energy = system.to_jax()
+    p = system.parameters
+    neighbors = energy.neighbor_list(x, BOX, skin=0.05)
+    far = x + np.linspace(0, 0.5, len(x))[:, None]
+    with pytest.raises(NeighborListError, match="out of date"):
+        energy(p, far, BOX, neighbors)
+    assert jnp.isnan(jax.jit(energy)(p, far, BOX, neighbors))
+    assert_close(energy(p, far, BOX, neighbors.update(far, BOX)), energy(p, far, BOX), 1e-10)
+    with pytest.raises(NeighborListError, match="overflowed"):
+        energy(p, x, BOX, energy.neighbor_list(2 * x, 2 * BOX, skin=0.05).update(x, BOX))
+    with pytest.raises(InputError, match="within 0.8 nm"):
+        system.to_jax(cutoff=0.8)(p, x, BOX, neighbors)
+    with pytest.raises(InputError, match="all pairs"):
+        system.to_jax(nonbonded_method="NoCutoff").neighbor_list(x)
+    with pytest.raises(InputError, match="neighbor_list"):
+        energy(p, x, BOX, [1])
+
+
+def test_virial_and_parts():
+    system, x = build("water")
+    energy = system.to_jax()
+    neighbors = energy.neighbor_list(x, BOX, skin=0.05)
+    assert_close(energy.virial(system.parameters, x, BOX, neighbors), energy.virial(system.parameters, x, BOX), 1e-9)
+    assert_close(
+        energy.components(system.parameters, x, BOX, neighbors), energy.components(system.parameters, x, BOX), 1e-8
+    )
+
+
+def test_virtual_sites_are_particles_of_the_list():
+    counts, box = {"water": 110}, np.eye(3) * 1.9
+    molecules, x = liquids.liquid(counts, box)
+    system = offjax.System.from_smirnoff("tip4p_fb.offxml", molecules, box=box)
+    energy, p = system.to_jax(), system.parameters
+    with pytest.raises(InputError, match="place_sites"):
+        energy.neighbor_list(x, box)
+    neighbors = energy.neighbor_list(energy.place_sites(p, x), box, skin=0.05)
+    got, want = listed_and_all(energy, p, x, jnp.asarray(box), neighbors)
+    assert_close(got, want, 1e-9)
+
+
+def test_large_systems_need_a_list(monkeypatch):
+    monkeypatch.setattr("offjax.energy.MAX_ATOMS", 300)
+    system, x = build("water")
+    energy = system.to_jax()
+    with pytest.raises(UnsupportedError, match="neighbor_list"):
+        energy(system.parameters, x, BOX)
+    assert "neighbour lists only" in repr(energy)
+    neighbors = energy.neighbor_list(x, BOX, skin=0.05)
+    small = energy(system.parameters, x, BOX, neighbors)
+    monkeypatch.undo()
+    assert_close(small, system.to_jax()(system.parameters, x, BOX), 1e-10)
+    with pytest.raises(UnsupportedError, match="cutoff"):
+        monkeypatch.setattr("offjax.energy.MAX_ATOMS", 300)
+        system.to_jax(nonbonded_method="NoCutoff")
