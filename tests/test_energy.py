@@ -254,7 +254,7 @@ def test_options_that_are_not_supported_raise_by_name(options, error, message):
 
 def test_more_atoms_than_all_pairs_can_serve_are_refused(monkeypatch):
     monkeypatch.setattr("offjax.energy.MAX_ATOMS", 5)
-    with pytest.raises(UnsupportedError, match="9 particles: to_jax"):
+    with pytest.raises(UnsupportedError, match="9 particles without cutoff"):
         system("CCO").to_jax()
 
 
