@@ -103,6 +103,14 @@ def test_what_implicit_solvent_cannot_do_raises_by_name():
             export()
 
 
+def test_radii_below_the_offset_are_refused():
+    with pytest.raises(offjax.InputError, match=r"GBSA/radius .*0\.005 nm.*above 0\.009 nm"):
+        parameterize(section(atoms=GENERAL.replace("0.15", "0.005")))
+    system = parameterize(section())
+    with pytest.raises(offjax.InputError, match="GBSA/radius is 0.002 nm"):
+        system.to_openmm(system.parameters.replace("GBSA", "radius", [0.002]))
+
+
 def test_files_keep_implicit_solvent(tmp_path):
     system = parameterize(section("OBC1", surface="None"))
     system.save(tmp_path / "solvent.h5")

@@ -249,6 +249,10 @@ def _gbsa_force(system: System, values) -> openmm.Force:
     charge = values["Electrostatics"]["charge"][system.terms["Electrostatics"].slot]
     slot = system.terms["GBSA"].slot
     radius, scale = values["GBSA"]["radius"][slot], values["GBSA"]["scale"][slot]
+    if not np.all(radius > gbsa.OFFSET):
+        raise InputError(
+            f"GBSA/radius is {radius.min():g} nm, but must be above {gbsa.OFFSET} nm: check the parameters"
+        )
     if solvent.model == "OBC2" and math.isclose(solvent.solvent_radius, 0.14):
         force = openmm.GBSAOBCForce()
         force.setSolventDielectric(solvent.solvent_dielectric)

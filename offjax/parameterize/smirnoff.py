@@ -18,6 +18,7 @@ from offjax.parameterize import cache, charges, forcefield, typing
 from offjax.parameters import ParameterSet, Schema
 from offjax.settings import GBSASettings, NonbondedSettings
 from offjax.system import System, Term
+from offjax.terms import gbsa
 from offjax.topology import Molecule, Topology, reduced_box
 from offjax.virtual_sites import KINDS, N_ATOMS
 
@@ -338,7 +339,11 @@ class _Assembly:
                 "parameters for virtual sites"
             )
         for atoms, row in _rows(matches, "GBSA"):
-            self._slot("GBSA", u, atoms, radius=self._one("GBSA", "radius", row), scale=self._one("GBSA", "scale", row))
+            radius, scale = self._one("GBSA", "radius", row), self._one("GBSA", "scale", row)
+            label = self.schema.flat[radius[0][0]]
+            if not label.loaded > gbsa.OFFSET:
+                raise InputError(f"{label}: {label.loaded:g} nm, but a radius must be above {gbsa.OFFSET} nm")
+            self._slot("GBSA", u, atoms, radius=radius, scale=scale)
 
     def _site_names(self, sites) -> tuple[str, ...]:
         if not sites:

@@ -125,6 +125,13 @@ def test_rows_of_sites_are_ignored_and_their_forces_act_on_the_atoms():
     assert np.allclose(gradient.sum(0), 0, atol=1e-9 * np.abs(gradient).max())
     assert energy.at_slots(system.slots(p), x) == pytest.approx(float(energy(p, x)), rel=1e-13)
     assert energy.at_instances(system.instances(p), moved) == pytest.approx(float(energy(p, x)), rel=1e-13)
+    by_slot, by_instance = (
+        jax.jit(jax.grad(f))(v, x)
+        for f, v in ((energy.at_slots, system.slots(p)), (energy.at_instances, system.instances(p)))
+    )
+    expected = jax.grad(energy)(p, x).to_vector()
+    for cotangents in (by_slot, by_instance):
+        assert np.allclose(system.vjp(cotangents).to_vector(), expected, rtol=1e-9, atol=1e-9)
     with pytest.raises(offjax.InputError, match=rf"\({n}, 3\) or \({n + 4}, 3\) with virtual sites"):
         energy(p, moved[:-1])
 
