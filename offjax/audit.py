@@ -116,7 +116,7 @@ class Audit:
 
 
 def audit(system: System, conformers: np.ndarray, *, openmm: bool = True) -> Audit:
-    """Check a System without box at ``conformers`` (n_conformers, n_atoms, 3), nm.
+    """Check a System, in its box if it has one, at ``conformers`` (n_conformers, n_atoms, 3), nm.
 
     ``openmm=False`` leaves out the parity with OpenMM. Two programs are compiled for the System, none a parameter.
 
@@ -173,6 +173,9 @@ def openmm_energies_and_forces(system: System, conformers: np.ndarray) -> tuple[
     from offjax.interop.openmm import force_groups
 
     exported = system.to_openmm(split_terms=True)
+    for force in exported.getForces():
+        if isinstance(force, openmm.NonbondedForce):
+            _same_ewald(force, system.to_jax().static.treatment)
     groups = force_groups(exported)
     platform = openmm.Platform.getPlatform("Reference")
     context = openmm.Context(exported, openmm.VerletIntegrator(0.001), platform)
@@ -187,6 +190,14 @@ def openmm_energies_and_forces(system: System, conformers: np.ndarray) -> tuple[
             terms[term].append(context.getState(getEnergy=True, groups={group}).getPotentialEnergy()._value)
         forces.append(context.getState(getForces=True).getForces(asNumpy=True)._value[:n])
     return {term: np.array(values) for term, values in terms.items()}, np.array(forces)
+
+
+def _same_ewald(force, treatment) -> None:
+    """On the grid that is used here: OpenMM leaves its size to the platform."""
+    if treatment.coulomb is not None:
+        force.setPMEParameters(treatment.coulomb.alpha, *treatment.coulomb.grid)
+    if treatment.dispersion is not None:
+        force.setLJPMEParameters(treatment.dispersion.alpha, *treatment.dispersion.grid)
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------
@@ -220,7 +231,7 @@ class Evaluation:
 
 
 def energies_by_term(system: System, conformers: np.ndarray) -> dict[str, np.ndarray]:
-    """``{term: (n_conformers,)}``, kJ/mol, of the System's molecules in vacuum."""
+    """``{term: (n_conformers,)}``, kJ/mol, of the System, in its box if it has one."""
     terms = _terms(system.to_jax(), system.parameters, jnp.asarray(conformers))
     return {term: np.asarray(terms[term]) for term in SECTIONS if term in terms}
 

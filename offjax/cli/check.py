@@ -18,6 +18,7 @@ def check(
     top: Annotated[int, typer.Option("--top", min=1, help="How many of the worst parameters to show.")] = 5,
     charges: options.ChargesOption = options.Charges.force_field,
     flexible: options.FlexibleOption = False,
+    periodic: options.PeriodicOption = False,
     smiles: options.SmilesOption = None,
     conformers: options.ConformersOption = 1,
     allow_undefined_stereo: options.StereoOption = False,
@@ -42,7 +43,7 @@ def check(
     session.start()
     document: list[dict[str, Any]] = []
     structures = session.read(molecules, smiles, conformers, allow_undefined_stereo)
-    for case in session.cases(structures, force_field, charges, flexible):
+    for case in session.cases(structures, force_field, charges, flexible, periodic):
         with session.working(f"checking {case.structure.name}"):
             result = audit.audit(case.system, case.structure.conformers, openmm=openmm)
         document.append(_record(case, result))

@@ -15,13 +15,14 @@ def energy(
     openmm: Annotated[bool, typer.Option("--openmm", help="Beside OpenMM's Reference platform.")] = False,
     charges: options.ChargesOption = options.Charges.force_field,
     flexible: options.FlexibleOption = False,
+    periodic: options.PeriodicOption = False,
     smiles: options.SmilesOption = None,
     conformers: options.ConformersOption = 1,
     allow_undefined_stereo: options.StereoOption = False,
     json: options.JsonOption = False,
     debug: options.DebugOption = False,
 ) -> None:
-    """Potential energy of each conformer, term by term, in vacuum.
+    """Potential energy of each conformer, term by term, in vacuum or in a periodic box.
 
     The energies of an ethanol conformer that RDKit makes, and of all conformers of an SDF file beside OpenMM:
 
@@ -38,7 +39,7 @@ def energy(
     session.start()
     document: list[dict[str, Any]] = []
     structures = session.read(molecules, smiles, conformers, allow_undefined_stereo)
-    for case in session.cases(structures, force_field, charges, flexible):
+    for case in session.cases(structures, force_field, charges, flexible, periodic):
         structure = case.structure
         with session.working(f"compiling the energy of {structure.name}"):
             ours = audit.energies_by_term(case.system, structure.conformers)

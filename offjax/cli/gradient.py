@@ -31,6 +31,7 @@ def gradient(
     top: Annotated[int, typer.Option("--top", min=1, help="How many parameters to show.")] = 20,
     charges: options.ChargesOption = options.Charges.force_field,
     flexible: options.FlexibleOption = False,
+    periodic: options.PeriodicOption = False,
     smiles: options.SmilesOption = None,
     conformers: options.ConformersOption = 1,
     allow_undefined_stereo: options.StereoOption = False,
@@ -53,7 +54,7 @@ def gradient(
     session.start()
     document: list[dict[str, Any]] = []
     structures = session.read(molecules, smiles, conformers, allow_undefined_stereo)
-    for case in session.cases(structures, force_field, charges, flexible):
+    for case in session.cases(structures, force_field, charges, flexible, periodic):
         with session.working(f"compiling the gradient of {case.structure.name}"):
             g = audit.evaluate(case.system, case.structure.conformers).gradient
         document.append(_record(case, g))

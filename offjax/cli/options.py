@@ -65,6 +65,10 @@ FlexibleOption = Annotated[
     bool,
     typer.Option("--flexible", help="Give constrained bonds their harmonic term back (rigid water stays rigid)."),
 ]
+PeriodicOption = Annotated[
+    bool,
+    typer.Option("--periodic", help="In the periodic box of the file, with what the force field says about boxes."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output, one JSON document.")]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]

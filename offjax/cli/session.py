@@ -113,20 +113,27 @@ def read(molecules: Sequence[str], smiles, conformers: int, allow_undefined_ster
 
 
 def cases(
-    structures: Sequence[Structure], force_field: Sequence[str], charges: Charges, flexible: bool
+    structures: Sequence[Structure],
+    force_field: Sequence[str],
+    charges: Charges,
+    flexible: bool,
+    periodic: bool = False,
 ) -> Iterator[Case]:
-    """Each structure as a System of its own, in vacuum; the force field is read once."""
+    """Each structure as a System of its own, in vacuum or in its box; the force field is read once."""
     from offjax.parameterize import forcefield
     from offjax.system import System
 
     loaded = forcefield.load(list(force_field))
-    if any(s.box is not None for s in structures):
-        note("a periodic box is ignored: these are energies of the isolated molecules, without cutoff")
+    if periodic and (missing := [s.source or s.name for s in structures if s.box is None]):
+        raise InputError(f"--periodic, but there is no periodic box in {missing[0]}")
+    if not periodic and any(s.box is not None for s in structures):
+        note("a periodic box is ignored: these are energies of the isolated molecules, without cutoff (see --periodic)")
     for structure in structures:
         with working(f"parameterizing {structure.name}"):
             system = System.from_smirnoff(
                 loaded,
                 list(structure.molecules),
+                box=structure.box if periodic else None,
                 charge_from_molecules=given_charges(structure, charges),
                 allow_nonintegral_charges=charges is Charges.zeros,
             )

@@ -147,16 +147,22 @@ def _mean_over_signs(influence, box, grid):
     that sign, and the full transform has both: a vector and its opposite, with the same sign of n/2.
     """
     k = [np.fft.fftfreq(n, 1.0 / n) for n in grid]
-    values = influence(_squared_length(box, k))
-    if all(n % 2 for n in grid[:2]):
-        return values
-    mirrored = [np.where(v == -n / 2, -v, v) for v, n in zip(k, grid, strict=True)]
-    return 0.5 * (values + influence(_squared_length(box, mirrored)))
+    k[2] = k[2][: grid[2] // 2 + 1]
+    values = result = influence(_squared_length(box, k))
+    for axis in (0, 1):
+        half = grid[axis] // 2
+        if grid[axis] % 2 == 0:
+            opposite = [np.where(v == -n / 2, -v, v) for v, n in zip(k, grid, strict=True)]
+            opposite[axis] = opposite[axis][half : half + 1]
+            one_sign = jax.lax.slice_in_dim(values, half, half + 1, axis=axis)
+            mean = 0.5 * (one_sign + influence(_squared_length(box, opposite)))
+            result = jax.lax.dynamic_update_slice_in_dim(result, mean, half, axis)
+    return result
 
 
 def _squared_length(box, k):
-    """m^2, 1/nm^2, of the reciprocal-lattice vectors with these three lists of indices, the last one's first half."""
-    x, y, z = (np.asarray(v, box.dtype) for v in (k[0], k[1], k[2][: len(k[2]) // 2 + 1]))
+    """m^2, 1/nm^2, of the reciprocal-lattice vectors whose indices along x, y and z are these."""
+    x, y, z = (np.asarray(v, box.dtype) for v in k)
     m2 = 0.0
     for component in reciprocal_vectors(box):
         m = component[0] * x[:, None, None] + component[1] * y[:, None] + component[2] * z

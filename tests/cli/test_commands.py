@@ -13,6 +13,7 @@ import pytest
 from openff.toolkit import ForceField, Molecule
 
 import offjax
+from tests import liquids
 
 CHEAP = ("--charges", "gasteiger")
 
@@ -61,6 +62,39 @@ def test_gradient_is_sorted_and_names_the_parameters(run, ethanol):
     table = run("gradient", ethanol, "--top", "3", "--charges", "file")
     assert rows[0]["smirks"] in table.out and rows[0]["id"] in table.out
     assert f"of {record['n_parameters']} parameters" in table.out
+
+
+@pytest.fixture
+def box_of_water(tmp_path):
+    """A PDB file of 64 waters in a box."""
+    molecules, x = liquids.liquid({"water": 64}, np.diag([1.9, 1.9, 1.9]))
+    topology = offjax.System.from_smirnoff("tip3p.offxml", molecules, box=[1.9, 1.9, 1.9]).to_openmm_topology()
+    for residue in topology.residues():
+        for atom, name in zip(residue.atoms(), ("O", "H1", "H2"), strict=True):
+            atom.name = name
+    path = tmp_path / "water.pdb"
+    with open(path, "w") as file:
+        openmm.app.PDBFile.writeFile(topology, 10.0 * x, file)
+    return path
+
+
+def test_a_periodic_box_is_used_if_asked_for(run, box_of_water, ethanol):
+    result = run("energy", box_of_water, "--periodic", "--openmm", "--json", "-f", "tip3p.offxml")
+    assert result.code == 0, result.err
+    [record] = json.loads(result.out)["molecules"]
+    [conformer] = record["conformers"]
+    assert abs(conformer["total"] - conformer["openmm_total"]) < 1e-6
+    isolated = run("energy", box_of_water, "--json", "-f", "tip3p.offxml")
+    assert "--periodic" in isolated.err
+    assert abs(json.loads(isolated.out)["molecules"][0]["conformers"][0]["total"] - conformer["total"]) > 1.0
+    refused = run("energy", ethanol, "--periodic", "--charges", "file")
+    assert refused.code != 0 and "no periodic box in" in refused.err
+
+
+def test_check_passes_in_a_periodic_box(run, box_of_water):
+    result = run("check", box_of_water, "--periodic", "-f", "tip3p.offxml")
+    assert result.code == 0, result.out + result.err
+    assert "passed: 1 of 1 molecules" in result.out
 
 
 def test_check_passes_and_says_what_it_tested(run, ethanol):
