@@ -106,6 +106,23 @@ def test_gradients_in_parameters_and_box_agree_with_differences():
     assert pressure == pytest.approx(richardson(lambda t: float(value(energy, theta, BOX * (1 + t))), 1e-4), rel=1e-6)
 
 
+@pytest.mark.slow
+def test_a_neighbour_list_of_all_particles_gives_the_sum_over_all_pairs():
+    system, energy, x = case("five sites")
+    p = system.parameters
+    neighbors = energy.neighbor_list(energy.place_sites(p, x), BOX)
+    value, (dp, dx) = evaluate(energy, p, x, BOX)
+    listed, (listed_dp, listed_dx) = jax.jit(jax.value_and_grad(type(energy).__call__, argnums=(1, 2)))(
+        energy, p, x, BOX, neighbors
+    )
+    assert float(listed) == pytest.approx(float(value), rel=1e-10)
+    np.testing.assert_allclose(listed_dx, dx, rtol=0, atol=1e-9 * np.sqrt(np.mean(dx**2)))
+    scale = np.abs(dp.to_vector()).max()
+    np.testing.assert_allclose(listed_dp.to_vector(), dp.to_vector(), rtol=0, atol=1e-11 * scale)
+    with pytest.raises(offjax.InputError, match="place_sites"):
+        energy.neighbor_list(x, BOX)
+
+
 def test_a_site_on_its_parent_has_finite_derivatives_in_both_modes():
     system, energy, x = case("four sites")
     p = system.parameters.replace("VirtualSites", "distance", np.zeros(1))
