@@ -20,7 +20,11 @@ from offjax.md.constraints import Constraints
 
 
 class State(NamedTuple):
-    """What is carried from step to step; ``extra`` belongs to the thermostat or barostat."""
+    """What is carried from step to step; ``extra`` belongs to the thermostat or barostat.
+
+    ``box`` and ``neighbors`` are None, or what the energy takes by these names. A neighbour list is brought up to
+    date before each evaluation.
+    """
 
     positions: Float[Array, "n dimension"]
     velocities: Float[Array, "n dimension"]
@@ -28,6 +32,7 @@ class State(NamedTuple):
     energy: Float[Array, ""]
     key: Array
     box: Any = None
+    neighbors: Any = None
     extra: Any = ()
 
 
@@ -47,8 +52,11 @@ class Info(NamedTuple):
 
 
 class Integrator(NamedTuple):
-    """``init(key, positions, velocities=None, *, box=None, neighbors=None) -> State`` and
-    ``step(state, neighbors=None) -> (State, Info)``."""
+    """A pair of pure functions.
+
+    ``init(key, positions, velocities=None, *, box=None, neighbors=None) -> State`` and ``step(state) -> (State,
+    Info)``.
+    """
 
     init: Callable
     step: Callable
@@ -66,9 +74,10 @@ class Particles:
     accumulate: Any = None
 
     def evaluate(self, x, box, neighbors):
-        """Energy and forces."""
+        """Energy, forces and the neighbour list that they were computed with."""
+        neighbors = current(neighbors, x, box)
         value, gradient = jax.value_and_grad(bound(self.energy, box, neighbors))(x)
-        return value, -gradient
+        return value, -gradient, neighbors
 
     def mass(self, x):
         """Masses as a column (n, 1), or a number."""
@@ -124,8 +133,8 @@ class Particles:
             v = maxwell_boltzmann(
                 mine, kT, self.masses, x.shape, drift_free=drift_free and x.shape[0] > 1, dtype=x.dtype
             )
-        energy, forces = self.evaluate(x, box, neighbors)
-        return State(x, self.project(x, v), forces, energy, key, box, extra)
+        energy, forces, neighbors = self.evaluate(x, box, neighbors)
+        return State(x, self.project(x, v), forces, energy, key, box, neighbors, extra)
 
     def info(self, state: State, dof, added=0.0) -> Info:
         """The report of a state; ``added`` is what the conserved energy has beside the total energy."""
@@ -137,6 +146,11 @@ def bound(energy: Callable, box, neighbors) -> Callable:
     """The energy as a function of positions alone: ``box`` and ``neighbors`` are passed on where there are any."""
     extra = {k: v for k, v in (("box", box), ("neighbors", neighbors)) if v is not None}
     return lambda x: energy(x, **extra)
+
+
+def current(neighbors, x, box):
+    """The neighbour list, rebuilt if it does not serve these positions; None stays None."""
+    return None if neighbors is None else neighbors.update(x, box)
 
 
 def thermal_energy(temperature):

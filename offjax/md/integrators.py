@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offjax.errors import InputError, UnsupportedError
-from offjax.md.dynamics import Info, Integrator, Particles, State, bound
+from offjax.md.dynamics import Info, Integrator, Particles, State, bound, current
 from offjax.md.space import volume
 
 
@@ -45,21 +45,21 @@ def velocity_verlet(energy: Callable, dt, **system) -> Integrator:
     def init(key, positions, velocities=None, *, kT=None, box=None, neighbors=None):
         return system.start(key, positions, velocities, kT, box, neighbors, drift_free=True)
 
-    def step(state, neighbors=None):
-        state = verlet(system, state, dt, neighbors)
+    def step(state):
+        state = verlet(system, state, dt)
         return state, system.info(state, system.dof(state.positions, True))
 
     return Integrator(init, step)
 
 
-def verlet(system: Particles, state: State, dt, neighbors) -> State:
+def verlet(system: Particles, state: State, dt) -> State:
     """One velocity-Verlet step."""
     m = system.mass(state.positions)
     v = state.velocities + 0.5 * dt * state.forces / m
     x, v = system.drift(state.positions, v, dt, state.box)
-    energy, forces = system.evaluate(x, state.box, neighbors)
+    energy, forces, neighbors = system.evaluate(x, state.box, state.neighbors)
     v = system.project(x, v + 0.5 * dt * forces / m)
-    return state._replace(positions=x, velocities=v, forces=forces, energy=energy)
+    return state._replace(positions=x, velocities=v, forces=forces, energy=energy, neighbors=neighbors)
 
 
 def langevin(energy: Callable, dt, kT, friction, **system) -> Integrator:
@@ -73,7 +73,7 @@ def langevin(energy: Callable, dt, kT, friction, **system) -> Integrator:
     def init(key, positions, velocities=None, *, box=None, neighbors=None):
         return system.start(key, positions, velocities, kT, box, neighbors, drift_free=False, extra=jnp.zeros(()))
 
-    def step(state, neighbors=None):
+    def step(state):
         key, noise = jax.random.split(state.key)
         m = system.mass(state.positions)
         v = system.project(state.positions, state.velocities + 0.5 * dt * state.forces / m)
@@ -83,9 +83,9 @@ def langevin(energy: Callable, dt, kT, friction, **system) -> Integrator:
         v = system.project(x, ornstein_uhlenbeck(noise, v, dt, kT, friction, m))
         heat = state.extra + system.kinetic(v) - before
         x, v = system.drift(x, v, 0.5 * dt, state.box)
-        energy, forces = system.evaluate(x, state.box, neighbors)
+        energy, forces, neighbors = system.evaluate(x, state.box, state.neighbors)
         v = system.project(x, v + 0.5 * dt * forces / m)
-        state = State(x, v, forces, energy, key, state.box, heat)
+        state = State(x, v, forces, energy, key, state.box, neighbors, heat)
         return state, system.info(state, system.dof(x, False), -heat)
 
     return Integrator(init, step)
@@ -102,7 +102,7 @@ def langevin_middle(energy: Callable, dt, kT, friction, **system) -> Integrator:
     def init(key, positions, velocities=None, *, box=None, neighbors=None):
         return system.start(key, positions, velocities, kT, box, neighbors, drift_free=False, extra=jnp.zeros(()))
 
-    def step(state, neighbors=None):
+    def step(state):
         key, noise = jax.random.split(state.key)
         m = system.mass(state.positions)
         v = system.project(state.positions, state.velocities + dt * state.forces / m)
@@ -111,8 +111,8 @@ def langevin_middle(energy: Callable, dt, kT, friction, **system) -> Integrator:
         mean = 0.5 * (v + new)
         x, constrained = system.drift(state.positions, mean, dt, state.box)
         v = new + (constrained - mean)
-        energy, forces = system.evaluate(x, state.box, neighbors)
-        state = State(x, v, forces, energy, key, state.box, heat)
+        energy, forces, neighbors = system.evaluate(x, state.box, state.neighbors)
+        state = State(x, v, forces, energy, key, state.box, neighbors, heat)
         return state, system.info(state, system.dof(x, False), -heat)
 
     return Integrator(init, step)
@@ -142,15 +142,15 @@ def brownian(energy: Callable, dt, kT, friction, **system) -> Integrator:
     def init(key, positions, velocities=None, *, box=None, neighbors=None):
         return system.start(key, positions, velocities, None, box, neighbors, drift_free=False)
 
-    def step(state, neighbors=None):
+    def step(state):
         key, noise = jax.random.split(state.key)
         mobility = 1.0 / (system.mass(state.positions) * friction)
         random = jax.random.normal(noise, state.positions.shape, state.positions.dtype)
         dx = dt * mobility * state.forces + jnp.sqrt(2.0 * kT * dt * mobility) * random
         x = system.move(state.positions, dx, state.box)
-        energy, forces = system.evaluate(x, state.box, neighbors)
+        energy, forces, neighbors = system.evaluate(x, state.box, state.neighbors)
         zero = jnp.zeros_like(energy)
-        state = State(x, state.velocities, forces, energy, key, state.box)
+        state = State(x, state.velocities, forces, energy, key, state.box, neighbors)
         return state, Info(energy, zero, jnp.full_like(energy, jnp.nan), zero)
 
     return Integrator(init, step)
@@ -167,10 +167,10 @@ def stochastic_velocity_rescaling(energy: Callable, dt, kT, time, **system) -> I
     def init(key, positions, velocities=None, *, box=None, neighbors=None):
         return system.start(key, positions, velocities, kT, box, neighbors, drift_free=True, extra=jnp.zeros(()))
 
-    def step(state, neighbors=None):
+    def step(state):
         key, noise = jax.random.split(state.key)
         dof = system.dof(state.positions, True)
-        state = verlet(system, state, dt, neighbors)
+        state = verlet(system, state, dt)
         kinetic = system.kinetic(state.velocities)
         scale = rescaling_factor(noise, kinetic, dof, kT, dt / time).astype(state.positions.dtype)
         heat = state.extra + (scale**2 - 1.0) * kinetic
@@ -212,7 +212,7 @@ def nose_hoover(energy: Callable, dt, kT, time, *, chain: int = 5, substeps: int
         extra = (jnp.zeros(chain, jnp.asarray(positions).dtype), jnp.zeros(chain, jnp.asarray(positions).dtype))
         return system.start(key, positions, velocities, kT, box, neighbors, drift_free=True, extra=extra)
 
-    def step(state, neighbors=None):
+    def step(state):
         dof = system.dof(state.positions, True)
         inertia = _inertia(dof, kT, time, chain, state.positions.dtype)
 
@@ -221,7 +221,7 @@ def nose_hoover(energy: Callable, dt, kT, time, *, chain: int = 5, substeps: int
             links, scale = chain_step(2.0 * kinetic, state.extra, inertia, dof, kT, 0.5 * dt, substeps)
             return state._replace(velocities=scale * state.velocities, extra=links)
 
-        state = half(verlet(system, half(state), dt, neighbors))
+        state = half(verlet(system, half(state), dt))
         return state, system.info(state, dof, chain_energy(state.extra, inertia, dof, kT))
 
     return Integrator(init, step)
@@ -297,7 +297,7 @@ def monte_carlo_barostat(
         size = jnp.asarray(0.01, state.positions.dtype)
         return state._replace(extra=(state.extra, mine, size, jnp.zeros(3, jnp.int32)))
 
-    def attempt(state, key, size, neighbors):
+    def attempt(state, key, size):
         x, box = state.positions, state.box
         n, d = x.shape
         of = np.arange(n) if groups is None else np.asarray(groups)
@@ -310,20 +310,21 @@ def monte_carlo_barostat(
         weight = jnp.zeros(count, x.dtype).at[of].add(m)
         centre = jnp.zeros((count, d), x.dtype).at[of].add(m[:, None] * x) / weight[:, None]
         moved = x + ((scale - 1.0) * centre)[of]
+        neighbors = current(state.neighbors, moved, scale * box)
         trial, gradient = jax.value_and_grad(bound(energy, scale * box, neighbors))(moved)
         work = trial - state.energy + pressure * (new - old) - (count + 1) * kT * jnp.log(new / old)
         accepted = jnp.log(uniform) * kT < -work
-        changed = state._replace(positions=moved, box=scale * box, forces=-gradient, energy=trial)
+        changed = state._replace(positions=moved, box=scale * box, forces=-gradient, energy=trial, neighbors=neighbors)
         return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), changed, state), accepted
 
-    def step(state, neighbors=None):
+    def step(state):
         inner, key, size, counts = state.extra
-        state, info = integrator.step(state._replace(extra=inner), neighbors)
+        state, info = integrator.step(state._replace(extra=inner))
         key, mine = jax.random.split(key)
         due = (counts[0] + 1) % frequency == 0
 
         def tried(state):
-            state, accepted = attempt(state, mine, size, neighbors)
+            state, accepted = attempt(state, mine, size)
             return state, jnp.array([1, 1, 0]) + jnp.array([0, 0, 1]) * accepted
 
         state, more = jax.lax.cond(due, tried, lambda state: (state, jnp.array([1, 0, 0])), state)
@@ -369,11 +370,11 @@ def nose_hoover_npt(energy: Callable, dt, kT, pressure, time, barostat_time, *, 
     def init(key, positions, velocities=None, *, box, neighbors=None):
         state = system.start(key, positions, velocities, kT, box, neighbors, drift_free=True)
         x = state.positions
-        _, _, virial = strained(x, state.box, neighbors)
+        _, _, virial = strained(x, state.box, state.neighbors)
         empty = (jnp.zeros(chain, x.dtype), jnp.zeros(chain, x.dtype))
         return state._replace(extra=(virial, jnp.zeros((), x.dtype), empty, empty))
 
-    def step(state, neighbors=None):
+    def step(state):
         x, d = state.positions, state.positions.shape[1]
         dof = system.dof(x, True)
         m = system.mass(x)
@@ -405,11 +406,12 @@ def nose_hoover_npt(energy: Callable, dt, kT, pressure, time, barostat_time, *, 
         half = 0.5 * dt * rate
         x = x * jnp.exp(2.0 * half) + dt * v * jnp.exp(half) * _sinhc(half)
         box = state.box * jnp.exp(2.0 * half)
+        neighbors = current(state.neighbors, x, box)
         energy, forces, virial = strained(x, box, neighbors)
         v = kick(v, rate, forces)
         rate = kick_box(v, rate, virial, box)
         v, rate, links, box_links = thermostats(v, rate, links, box_links)
-        state = State(x, v, forces, energy, state.key, box, (virial, rate, links, box_links))
+        state = State(x, v, forces, energy, state.key, box, neighbors, (virial, rate, links, box_links))
         added = (
             0.5 * box_mass * rate**2
             + pressure * volume(box, d)
@@ -427,7 +429,7 @@ def _sinhc(x):
     return 1.0 + x2 / 6.0 * (1.0 + x2 / 20.0 * (1.0 + x2 / 42.0))
 
 
-def advance(integrator: Integrator, state: State, steps: int, *, neighbors=None, levels: int = 2) -> State:
+def advance(integrator: Integrator, state: State, steps: int, *, levels: int = 2) -> State:
     """The State after ``steps`` steps, made for reverse mode: memory grows as levels * steps^(1/levels).
 
     The steps are a nest of ``levels`` scans of about equal lengths, and every scan recomputes its body backwards
@@ -447,7 +449,7 @@ def advance(integrator: Integrator, state: State, steps: int, *, neighbors=None,
     def repeated(block, times):
         return lambda state: jax.lax.scan(lambda s, _: (block(s), None), state, length=times)[0]
 
-    blocks = [jax.checkpoint(lambda state: integrator.step(state, neighbors)[0])]
+    blocks = [jax.checkpoint(lambda state: integrator.step(state)[0])]
     while len(blocks) < levels and base ** len(blocks) < steps:
         blocks.append(jax.checkpoint(repeated(blocks[-1], base)))
     for power, block in reversed(list(enumerate(blocks))):

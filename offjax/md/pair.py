@@ -8,13 +8,16 @@ u(r_ij).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from offjax import geometry
-from offjax.errors import InputError
+from offjax.errors import InputError, UnsupportedError
+from offjax.nonbonded import blocks
 
 
 def soft_sphere(r, sigma=1.0, epsilon=1.0, alpha=2.0):
@@ -91,9 +94,14 @@ def pair_energy(
 
     Returns
     -------
-    ``energy(positions, box=None, **parameters)``: positions (n, dimension), any dimension. A parameter is a number, a
-    table by species, a value for each particle, or a matrix (n, n). With a matrix the pair (i, j) is the mean of u
-    with the elements (i, j) and (j, i), so the derivative of one element is half of that of the pair.
+    ``energy(positions, box=None, neighbors=None, **parameters)``: positions (n, dimension), any dimension. A
+    parameter is a number, a table by species, a value for each particle, or a matrix (n, n). With a matrix the pair
+    (i, j) is the mean of u with the elements (i, j) and (j, i), so the derivative of one element is half of that of
+    the pair.
+
+    With ``neighbors``, a list of :func:`offjax.nonbonded.neighbors.neighbor_list`, the sum runs over the pairs within
+    the list's cutoff, in three dimensions; the box, if there is one, must be given in the call. There are no matrices
+    (n, n) then, and ``potential`` must not close over values that are to be differentiated.
 
     The diagonal i = j is not part of the sum in any derivative: it is evaluated at the values of a neighbouring pair
     and thrown away, so it adds no NaN however the potential behaves at r = 0 and whatever stands on the diagonal
@@ -103,14 +111,18 @@ def pair_energy(
     ------
     InputError
         A parameter of another shape, or one value a particle without a rule to combine them.
+    UnsupportedError
+        A matrix (n, n) with a neighbour list.
     """
     rules = dict(combine or {})
     kinds = None if species is None else np.asarray(species)
     if kinds is not None and (kinds.ndim != 1 or not np.issubdtype(kinds.dtype, np.integer) or kinds.min() < 0):
         raise InputError("species must be (n,) integers from 0")
 
-    def energy(positions: Float[Array, "n dimension"], box=None, **parameters) -> Float[Array, ""]:
+    def energy(positions: Float[Array, "n dimension"], box=None, neighbors=None, **parameters) -> Float[Array, ""]:
         x = jnp.asarray(positions)
+        if neighbors is not None:
+            return _of_list(potential, x, box, neighbors, parameters, kinds, rules, accumulate)
         dtype, n = x.dtype, x.shape[0]
         values = {name: _of_pairs(name, value, n, kinds, rules.get(name)) for name, value in parameters.items()}
         if n < 2:
@@ -129,6 +141,52 @@ def pair_energy(
         return 0.5 * jnp.sum(u, dtype=accumulate)
 
     return energy
+
+
+def _of_list(potential, x, box, neighbors, parameters, species, rules, accumulate):
+    """The sum over a neighbour list: parameters become values of particles that combine to those of a pair."""
+    n = x.shape[0]
+    columns: list[Array] = []
+    pairs: dict[str, Callable] = {}
+    for name, value in parameters.items():
+        start = len(columns)
+        added, combined = _of_particles(name, jnp.asarray(value, x.dtype), n, species, rules.get(name))
+        columns += added
+        pairs[name] = partial(_combined, combined, start, start + len(added))
+
+    def of_r2(r2, first, second):
+        return potential(geometry.safe_sqrt(r2), **{name: of(first, second) for name, of in pairs.items()})
+
+    return blocks.pair_energy(of_r2, neighbors, x, box, tuple(columns), accumulate=accumulate)
+
+
+def _combined(rule, start, stop, first, second):
+    return rule(first[start:stop], second[start:stop])
+
+
+def _of_particles(name: str, value, n: int, species, rule):
+    """Values of particles (n,), and how two particles' values make that of the pair, symmetric in the two."""
+    if value.shape == ():
+        return [jnp.broadcast_to(value, (n,))], lambda a, b: 0.5 * (a[0] + b[0])
+    if species is not None and value.shape == (species.max() + 1,) * 2:
+        rows = list(value[species].T)
+        kinds = list(jax.nn.one_hot(species, len(rows), dtype=value.dtype).T)
+        m = len(rows)
+
+        def looked_up(a, b):
+            there = sum(a[k] * b[m + k] for k in range(m))
+            back = sum(b[k] * a[m + k] for k in range(m))
+            return 0.5 * (there + back)
+
+        return rows + kinds, looked_up
+    if value.shape == (n, n):
+        raise UnsupportedError(
+            f"parameter {name!r}: matrices of all pairs do not go with a neighbour list; leave it out"
+        )
+    if value.shape == (n,) and rule is not None:
+        return [value], lambda a, b: rule(a[0], b[0])
+    _of_pairs(name, value, n, species, rule)  # raises the same errors
+    raise AssertionError(name)
 
 
 def _of_pairs(name: str, value, n: int, species, rule):

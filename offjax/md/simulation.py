@@ -39,11 +39,10 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Simulation:
-    """What :func:`simulate` returns: where it is, and the neighbour list of the last step."""
+    """What :func:`simulate` returns: where it is, and the Info of the last step."""
 
     state: State
     step: int
-    neighbors: Any = None
     info: Info | None = None
 
 
@@ -55,7 +54,6 @@ def simulate(
     start: int = 0,
     every: int = 100,
     reporters: Iterable[Any] = (),
-    neighbors: Any = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int | None = None,
     progress: bool = False,
@@ -63,6 +61,8 @@ def simulate(
     by_term: Callable | None = None,
 ) -> Simulation:
     """Run to step number ``steps``.
+
+    Where the State has a neighbour list whose capacity does not suffice, a longer one takes its place.
 
     Parameters
     ----------
@@ -74,9 +74,6 @@ def simulate(
         Steps between reports; also the length of a compiled block.
     reporters
         Called with a :class:`Frame` every ``every`` steps; :mod:`offjax.md.reporters` has XYZ, DCD and HDF5.
-    neighbors
-        A neighbour list (``offjax.nonbonded``), kept current at every step and passed to the energy. Where its
-        capacity does not suffice, the block is repeated with a longer list.
     checkpoint, checkpoint_every
         A file, and the steps between writing it (a multiple of ``every``; None: at the end only). It is replaced
         in one move. Resume with :func:`load_checkpoint`: the continuation is the same bit for bit. Neighbour lists
@@ -99,40 +96,38 @@ def simulate(
         raise InputError(f"simulate needs every >= 1 and steps >= start, got {every}, {steps} and {start}")
     if checkpoint_every is not None and (checkpoint is None or checkpoint_every % every):
         raise InputError("checkpoint_every needs checkpoint=..., and must be a multiple of every")
-    _check_start(state, start, by_term, neighbors)
+    _check_start(state, start, by_term)
     run = jax.jit(partial(_block, integrator))
     reporters = tuple(reporters)
     step, info = start, None
     with _bar(progress, start, steps, time_step) as tick:
         while step < steps:
             n = min(every - step % every, steps - step)
-            state, neighbors, info = _run_block(run, integrator, state, neighbors, step, n, by_term)
+            state, info = _run_block(run, integrator, state, step, n, by_term)
             step += n
             tick(step)
             if step % every == 0:
                 for reporter in reporters:
                     reporter(Frame(step, state, info))
             if checkpoint is not None and (step == steps or (checkpoint_every and step % checkpoint_every == 0)):
-                if neighbors is not None:
-                    neighbors = neighbors.update(state.positions, state.box, rebuild=True)
+                if state.neighbors is not None:
+                    fresh = state.neighbors.update(state.positions, state.box, rebuild=True)
+                    state = state._replace(neighbors=fresh)
                 save_checkpoint(checkpoint, state, step)
-    return Simulation(state, step, neighbors, info)
+    return Simulation(state, step, info)
 
 
-def _block(integrator: Integrator, state: State, neighbors, n):
-    """n steps: the last state and list, the last info, whether a list overflowed, and the first bad step or n."""
+def _block(integrator: Integrator, state: State, n):
+    """n steps: the last state, the last info, and the number of finite steps before the first that is not."""
 
     def step(k, carry):
-        state, neighbors, _, overflow, bad = carry
-        if neighbors is not None:
-            neighbors = neighbors.update(state.positions, state.box)
-            overflow = overflow | neighbors.overflow
-        state, info = integrator.step(state, neighbors)
-        return state, neighbors, info, overflow, jnp.where(_finite(state), bad, jnp.minimum(bad, k))
+        state, _, good = carry
+        state, info = integrator.step(state)
+        return state, info, jnp.where(_finite(state), good, jnp.minimum(good, k))
 
-    shapes = jax.eval_shape(integrator.step, state, neighbors)[1]
+    shapes = jax.eval_shape(integrator.step, state)[1]
     empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return jax.lax.fori_loop(0, n, step, (state, neighbors, empty, jnp.asarray(False), jnp.asarray(n)))
+    return jax.lax.fori_loop(0, n, step, (state, empty, jnp.asarray(n)))
 
 
 def _finite(state: State):
@@ -140,34 +135,32 @@ def _finite(state: State):
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(v)) for v in values]))
 
 
-def _run_block(run, integrator, state, neighbors, step, n, by_term):
-    """One block, repeated with a longer neighbour list as long as it overflows."""
+def _run_block(run, integrator, state, step, n, by_term):
+    """n steps. An energy is NaN where a list has overflowed, so the step before is tried again with a longer list."""
     headroom = 1.25
-    for _ in range(8):
-        new, list_, info, overflow, bad = run(state, neighbors, n)
-        if not bool(overflow):
-            break
-        headroom *= 1.25
-        neighbors = neighbors.reallocated(state.positions, state.box, headroom=headroom)
-    else:
-        raise SimulationError(f"the neighbour list overflows between steps {step} and {step + n} at any capacity")
-    if int(bad) < n:
-        before = run(state, neighbors, int(bad))
-        raise SimulationError(_report(integrator, before[0], before[1], step + int(bad) + 1, by_term))
-    return new, list_, info
+    while True:
+        new, info, good = run(state, n)
+        if int(good) == n:
+            return new, info
+        if int(good):
+            headroom = 1.25
+            state = run(state, int(good))[0]
+            step, n = step + int(good), n - int(good)
+        if state.neighbors is None or headroom > 2.0:
+            raise SimulationError(_report(integrator, state, step + 1, by_term))
+        longer = state.neighbors.reallocated(state.positions, state.box, headroom=headroom)
+        state, headroom = state._replace(neighbors=longer), 1.3 * headroom
 
 
-def _report(integrator, state, neighbors, step, by_term) -> str:
+def _report(integrator, state, step, by_term) -> str:
     """What is wrong in the step after ``state``."""
-    if neighbors is not None:
-        neighbors = neighbors.update(state.positions, state.box)
-    after, _ = jax.jit(integrator.step)(state, neighbors)
+    after, _ = jax.jit(integrator.step)(state)
     text = f"step {step} is not finite: {_where(after)}"
-    largest = jnp.argmax(jnp.sum(state.forces**2, axis=-1))
+    largest = int(jnp.argmax(jnp.sum(state.forces**2, axis=-1)))
     force = float(jnp.linalg.norm(state.forces[largest]))
-    text += f"; in the step before, the largest force was {force:.3g} on particle {int(largest)}"
+    text += f"; in the step before, the largest force was {force:.3g} on particle {largest}"
     if by_term is not None:
-        text += _terms(by_term, after, neighbors)
+        text += _terms(by_term, after)
     return text + ". Minimise first, or take a smaller time step"
 
 
@@ -180,17 +173,17 @@ def _where(state: State) -> str:
     return f"the potential energy is {float(state.energy)}"
 
 
-def _terms(by_term, state: State, neighbors) -> str:
+def _terms(by_term, state: State) -> str:
     """Names of the terms whose energy is not finite; of the largest one if all are."""
-    extra = {k: v for k, v in (("box", state.box), ("neighbors", neighbors)) if v is not None}
+    extra = {k: v for k, v in (("box", state.box), ("neighbors", state.neighbors)) if v is not None}
     energies = {name: float(value) for name, value in by_term(state.positions, **extra).items()}
     bad = [name for name, value in energies.items() if not np.isfinite(value)]
     return f"; terms that are not finite: {', '.join(bad)}" if bad else f"; energies by term: {energies}"
 
 
-def _check_start(state: State, step: int, by_term, neighbors) -> None:
+def _check_start(state: State, step: int, by_term) -> None:
     if not bool(_finite(state)):
-        terms = "" if by_term is None else _terms(by_term, state, neighbors)
+        terms = "" if by_term is None else _terms(by_term, state)
         raise SimulationError(f"step {step}, the start, is not finite: {_where(state)}{terms}")
 
 
@@ -233,11 +226,12 @@ class _bar:
 def save_checkpoint(path: str | Path, state: State, step: int) -> None:
     """Write a State with its step number to a ``.npz`` file: under a temporary name, then renamed.
 
-    The file has a JSON ``header`` and the leaves of the State in JAX's order, bit for bit. No pickle.
+    Neighbour lists are not stored. The file has a JSON ``header`` and the leaves of the State in JAX's order, bit for
+    bit. No pickle.
     """
     arrays: dict[str, Any] = {}
     keys: dict[str, str] = {}
-    for k, leaf in enumerate(jax.tree.leaves(state)):
+    for k, leaf in enumerate(jax.tree.leaves(state._replace(neighbors=None))):
         name = f"leaf_{k:03d}"
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             keys[name] = str(jax.random.key_impl(leaf))
@@ -251,6 +245,7 @@ def save_checkpoint(path: str | Path, state: State, step: int) -> None:
 
 def load_checkpoint(path: str | Path, like: State) -> tuple[State, int]:
     """The State and the step number of a checkpoint; ``like`` is a State of the same simulation, from ``init``.
+    Its neighbour list, if it has one, is made anew for the positions.
 
     Raises
     ------
@@ -267,7 +262,7 @@ def load_checkpoint(path: str | Path, like: State) -> tuple[State, int]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is no checkpoint of a simulation: {error}") from error
-    expected, structure = jax.tree.flatten(like)
+    expected, structure = jax.tree.flatten(like._replace(neighbors=None))
     restored = [
         jax.random.wrap_key_data(jnp.asarray(leaf), impl=header["keys"][name])
         if name in header["keys"]
@@ -277,4 +272,10 @@ def load_checkpoint(path: str | Path, like: State) -> tuple[State, int]:
     found = [(v.shape, v.dtype) for v in restored]
     if found != [(v.shape, v.dtype) for v in expected]:
         raise InputError(f"{path} belongs to another simulation: its arrays differ from those of the State given")
-    return jax.tree.unflatten(structure, restored), header["step"]
+    state = jax.tree.unflatten(structure, restored)
+    if like.neighbors is not None:
+        fresh = like.neighbors.update(state.positions, state.box, rebuild=True)
+        if bool(fresh.overflow):
+            fresh = like.neighbors.reallocated(state.positions, state.box)
+        state = state._replace(neighbors=fresh)
+    return state, header["step"]

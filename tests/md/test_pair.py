@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offjax.errors import InputError
+from offjax.errors import InputError, UnsupportedError
 from offjax.md import free, lennard_jones, morse, pair_energy, periodic, smooth_cutoff, soft_sphere
 
 POTENTIALS = {"soft sphere": soft_sphere, "Lennard-Jones": lennard_jones, "Morse": morse}
@@ -113,6 +113,76 @@ def test_float32_positions_with_float64_sums(rng):
     assert forces.dtype == jnp.float32
     assert mixed(x, sigma=jnp.float32(3.0)) == pytest.approx(float(reference), rel=1e-7)
     np.testing.assert_allclose(forces, jax.grad(exact)(x.astype(jnp.float64), sigma=3.0), atol=2e-6)
+
+
+LISTED = {
+    "numbers": {"sigma": 1.02, "epsilon": 0.9},
+    "species": {"sigma": np.array([[1.0, 0.9], [0.9, 0.8]]), "epsilon": np.array([[1.0, 1.5], [1.5, 0.5]])},
+    "particles": {"sigma": np.linspace(0.8, 1.0, 216), "epsilon": 1.0},
+}
+
+
+@pytest.mark.parametrize("parameters", LISTED.values(), ids=LISTED)
+def test_a_neighbour_list_gives_the_sum_over_all_pairs(parameters, rng):
+    from offjax.nonbonded.neighbors import neighbor_list
+
+    grid = np.stack(np.meshgrid(*[np.arange(6)] * 3), -1).reshape(-1, 3) * 1.1
+    x = jnp.asarray(grid + rng.normal(scale=0.05, size=grid.shape))
+    box = jnp.full(3, 6.6)
+    energy = pair_energy(
+        smooth_cutoff(lennard_jones, 2.0, 2.5),
+        periodic().displacement,
+        species=rng.integers(0, 2, 216),
+        combine={"sigma": lambda a, b: (a + b) / 2},
+    )
+    listed = neighbor_list(x, box, cutoff=2.5, skin=0.3)
+    p = {name: jnp.asarray(value) for name, value in parameters.items()}
+
+    def of(p, x, box, neighbors):
+        return energy(x, box=box, neighbors=neighbors, **p)
+
+    derivative = jax.jit(jax.value_and_grad(of, argnums=(0, 1, 2)))
+    dense, sparse = derivative(p, x, box, None), derivative(p, x, box, listed)
+    # a symmetric matrix's two halves are one parameter
+    dense, sparse = (jax.tree.map(lambda g: g + g.T if g.shape == (2, 2) else g, d) for d in (dense, sparse))
+    for a, b in zip(jax.tree.leaves(dense), jax.tree.leaves(sparse), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * np.abs(a).max())
+
+
+def test_matrices_of_all_pairs_are_refused_with_a_list(rng):
+    from offjax.nonbonded.neighbors import neighbor_list
+
+    x = jnp.asarray(rng.uniform(0, 4, size=(20, 3)))
+    energy = pair_energy(soft_sphere, free().displacement)
+    listed = neighbor_list(x, cutoff=1.0, skin=0.2)
+    with pytest.raises(UnsupportedError, match="sigma"):
+        energy(x, neighbors=listed, sigma=jnp.ones((20, 20)))
+    with pytest.raises(InputError, match="combine"):
+        energy(x, neighbors=listed, sigma=jnp.ones(20))
+
+
+def test_a_minimum_with_a_neighbour_list_is_that_of_all_pairs(rng):
+    from offjax.md import minimize
+    from offjax.nonbonded.neighbors import neighbor_list
+
+    x = jnp.asarray(rng.uniform(0, 4, size=(64, 3)))
+    box = jnp.full(3, 4.0)
+    energy = pair_energy(soft_sphere, periodic().displacement)
+    listed = neighbor_list(x, box, cutoff=1.3, skin=0.4, headroom=2.0)
+
+    def at_minimum(sigma, lists):
+        def of(x):
+            return energy(x, box=box, neighbors=listed.update(x, box) if lists else None, sigma=sigma)
+
+        found = minimize(of, x, tolerance=1e-9)
+        return found.energy, found
+
+    run = jax.jit(jax.value_and_grad(at_minimum, has_aux=True), static_argnums=1)
+    (value, found), slope = run(1.2, False)
+    (listed_value, listed_found), listed_slope = run(1.2, True)
+    assert found.converged and listed_found.converged
+    assert listed_value == pytest.approx(float(value), rel=1e-9)
+    assert listed_slope == pytest.approx(float(slope), rel=1e-8)
 
 
 def test_wrong_parameters_are_refused():

@@ -149,3 +149,44 @@ def test_wrong_intervals_are_refused(chain):
     for options in ({"every": 0}, {"start": 20}, {"checkpoint_every": 10}, {"checkpoint": "x", "checkpoint_every": 15}):
         with pytest.raises(InputError):
             md.simulate(integrator, state, 10, **{"every": 10, **options})
+
+
+def fluid():
+    """A periodic Lennard-Jones fluid with a list."""
+    from offjax.nonbonded.neighbors import neighbor_list
+
+    grid = np.stack(np.meshgrid(*[np.arange(6)] * 3), -1).reshape(-1, 3) * 1.15
+    box = jnp.full(3, 6.9)
+    listed = neighbor_list(grid, box, cutoff=1.6, skin=0.3, headroom=1.0)
+    x = jnp.asarray(grid)
+    energy = md.pair_energy(md.smooth_cutoff(md.lennard_jones, 1.3, 1.6), md.periodic().displacement)
+    return md.velocity_verlet(energy, 0.002), x, box, listed
+
+
+def test_a_simulation_with_a_neighbour_list_is_that_of_all_pairs(tmp_path):
+    integrator, x, box, listed = fluid()
+    plain = md.simulate(integrator, integrator.init(KEY, x, kT=2.0, box=box), 120, every=60)
+    state = integrator.init(KEY, x, kT=2.0, box=box, neighbors=listed)
+    found = md.simulate(integrator, state, 120, every=60, checkpoint=tmp_path / "a.npz", checkpoint_every=60)
+    np.testing.assert_allclose(plain.state.positions, found.state.positions, atol=1e-9)
+    again, step = md.load_checkpoint(tmp_path / "a.npz", like=state)
+    assert step == 120 and np.array_equal(again.positions, found.state.positions)
+    assert not again.neighbors.stale(again.positions, box)
+    ends = [md.simulate(integrator, s, 160, start=120, every=40).state.positions for s in (again, found.state)]
+    assert np.array_equal(*ends)
+
+
+def weak_repulsion(x, box, neighbors):
+    """Through the list, too weak to move anything far."""
+    return 1e-6 * md.pair_energy(md.soft_sphere, md.periodic().displacement)(x, box=box, neighbors=neighbors)
+
+
+def test_a_list_that_is_too_short_is_replaced():
+    """The particles gather in a rod: the list made for the lattice overflows on the way."""
+    _, x, box, listed = fluid()
+    v = jnp.zeros_like(x).at[:, :2].set(-0.3 * (x[:, :2] - 2.9))
+    integrator = md.velocity_verlet(weak_repulsion, 0.05)
+    state = integrator.init(KEY, x, v, box=box, neighbors=listed)
+    found = md.simulate(integrator, state, 60, every=30)
+    assert found.state.neighbors.capacity != listed.capacity
+    np.testing.assert_allclose(found.state.positions, x + 60 * 0.05 * v, atol=1e-2)
