@@ -99,7 +99,7 @@ def test_exceptions_are_those_of_interchange(name):
         assert mine[pair] == pytest.approx(theirs[pair], rel=1e-12), pair
 
 
-@pytest.mark.parametrize("name", ["all kinds", "tip5p"])
+@pytest.mark.parametrize("name", ["all kinds", pytest.param("tip5p", marks=pytest.mark.slow)])
 def test_every_parameter_gradient_agrees_with_differences_geometry_included(name):
     _, _, _, system, x = case(name)
     result = audit.audit(system, x[None], openmm=False)
@@ -136,6 +136,7 @@ def test_rows_of_sites_are_ignored_and_their_forces_act_on_the_atoms():
         energy(p, moved[:-1])
 
 
+@pytest.mark.slow
 def test_a_cutoff_acts_between_sites_as_in_openmm():
     import openmm
 
