@@ -53,7 +53,7 @@ def dispersion_energies(
         zero = m2 == 0.0
         m = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, m2)))
         b = (math.pi / alpha) * m
-        long = 2.0 * math.pi**3.5 * m * m2 * jax.scipy.special.erfc(b)
+        long = 2.0 * math.pi**3.5 * m * m2 * jax.lax.erfc(b)
         return long + (alpha**3 - 2.0 * math.pi**2 * alpha * m2) * jnp.exp(-b * b)
 
     factor = -(math.pi**1.5) / (6.0 * volume(box))

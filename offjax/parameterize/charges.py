@@ -8,6 +8,7 @@ The result is affine in the force-field parameters: ``entries`` (atom, parameter
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -35,7 +36,7 @@ class Charges:
     entries: list[tuple[int, int, int, float]] = field(default_factory=list)
 
 
-def assign(force_field: ForceField, molecule: Molecule, given: Sequence[Molecule] | None) -> Charges:
+def assign(force_field: ForceField, molecule: Molecule, given: Given) -> Charges:
     """The charges of one molecule.
 
     Raises
@@ -43,7 +44,7 @@ def assign(force_field: ForceField, molecule: Molecule, given: Sequence[Molecule
     UnassignedParameterError
         No charge model of the force field covers the molecule.
     """
-    if (user := _given(molecule, given)) is not None:
+    if (user := given.charges(molecule)) is not None:
         return Charges("charge_from_molecules", user)
     registered = force_field.registered_parameter_handlers
     tried = []
@@ -85,29 +86,73 @@ def describe(molecule: Molecule) -> str:
     return f"{molecule.name} ({smiles})" if molecule.name and molecule.name != smiles else smiles
 
 
-def _given(molecule: Molecule, given: Sequence[Molecule] | None) -> np.ndarray | None:
+def chemistry(molecule: Molecule) -> tuple:
+    """Equal for molecules with the same atoms, charges, bonds, bond orders and stereochemistry in the same order."""
+    atoms = tuple((a.atomic_number, int(a.formal_charge.m), a.is_aromatic, a.stereochemistry) for a in molecule.atoms)
+    bonds = tuple(
+        (b.atom1_index, b.atom2_index, b.bond_order, b.is_aromatic, b.stereochemistry) for b in molecule.bonds
+    )
+    return atoms, bonds
+
+
+class Given:
+    """Charges that the user gives: those of the first isomorphic molecule are taken."""
+
+    def __init__(self, molecules: Sequence[Molecule] | None):
+        self.by_graph: dict[tuple, list[Molecule]] = {}
+        for molecule in molecules or ():
+            self.by_graph.setdefault(_graph(molecule), []).append(molecule)
+
+    def charges(self, molecule: Molecule) -> np.ndarray | None:
+        """(n_atoms,) e, or None without an isomorphic molecule."""
+        if not self.by_graph:
+            return None
+        for other in self.by_graph.get(_graph(molecule), ()):
+            if (order := _order(other, molecule)) is None:
+                continue
+            if other.partial_charges is None:
+                raise InputError(f"charge_from_molecules: {describe(other)} has no partial_charges")
+            values = other.partial_charges.m_as("elementary_charge")
+            _check_finite(other, values, "charge_from_molecules")
+            charges = np.zeros(molecule.n_atoms)
+            charges[order] = values
+            return charges
+        return None
+
+
+def _graph(molecule: Molecule) -> tuple:
+    """Equal for isomorphic molecules, different for nearly all others: atoms told apart by their surroundings.
+
+    B. Weisfeiler and A. A. Leman, Nauchno-Tekhn. Inf. Ser. 2, 9, 12 (1968); four rounds.
+    """
+    colors = [a.atomic_number for a in molecule.atoms]
+    bonds = [(b.atom1_index, b.atom2_index) for b in molecule.bonds]
+    for _ in range(4):
+        around: list[list[int]] = [[] for _ in colors]
+        for i, j in bonds:
+            around[i].append(colors[j])
+            around[j].append(colors[i])
+        colors = [hash((color, *sorted(near))) for color, near in zip(colors, around, strict=True)]
+    return tuple(sorted(colors))
+
+
+def _order(other: Molecule, molecule: Molecule) -> np.ndarray | None:
+    """For each atom of ``other`` that of the isomorphic ``molecule``, or None.
+
+    In an identical order each atom is itself, so that topologically equivalent atoms keep their own charge.
+    """
     from openff.toolkit import Molecule
 
-    for other in given or ():
-        if other.n_atoms != molecule.n_atoms or other.hill_formula != molecule.hill_formula:
-            continue
-        same, mapping = Molecule.are_isomorphic(other, molecule, return_atom_map=True)
-        if not same:
-            continue
-        if other.partial_charges is None:
-            raise InputError(f"charge_from_molecules: {describe(other)} has no partial_charges")
-        charges = np.zeros(molecule.n_atoms)
-        values = other.partial_charges.m_as("elementary_charge")
-        _check_finite(other, values, "charge_from_molecules")
-        # the map of an identical order is the identity, so that topologically equivalent atoms keep their own charge
-        if all(a.atomic_number == b.atomic_number for a, b in zip(other.atoms, molecule.atoms, strict=True)) and (
-            other.to_smiles(mapped=True) == molecule.to_smiles(mapped=True)
-        ):
-            mapping = {i: i for i in range(molecule.n_atoms)}
-        for i, j in mapping.items():
-            charges[j] = values[i]
-        return charges
-    return None
+    if chemistry(other) == chemistry(molecule):
+        return np.arange(molecule.n_atoms)
+    same, mapping = Molecule.are_isomorphic(other, molecule, return_atom_map=True)
+    if not same:
+        return None
+    if all(a.atomic_number == b.atomic_number for a, b in zip(other.atoms, molecule.atoms, strict=True)) and (
+        other.to_smiles(mapped=True) == molecule.to_smiles(mapped=True)
+    ):
+        return np.arange(molecule.n_atoms)
+    return np.array([mapping[i] for i in range(molecule.n_atoms)])
 
 
 def _library(handler, molecule: Molecule) -> Charges | None:
@@ -243,6 +288,7 @@ def toolkit_registry():
         os.environ["PATH"] = path
 
 
+@functools.cache
 def versions() -> str:
     """Versions of everything that decides charges and typing: part of every cache key."""
     from importlib import metadata

@@ -45,14 +45,30 @@ def parameterize(
     assembly = _Assembly(loaded, source)
 
     known: dict[Any, int] = {}
-    copies = []
+    unique, copies = [], []
     for molecule in molecules:
-        key = _chemistry(molecule)
+        key = charges.chemistry(molecule)
         if key not in known:
             known[key] = len(known)
-            assembly.add(molecule, charge_from_molecules, partial_bond_orders_from_molecules, allow_nonintegral_charges)
+            unique.append(molecule)
         copies.append(known[key])
+    smiles = [molecule.to_smiles(mapped=True) for molecule in unique]
+    given = charges.Given(charge_from_molecules)
+    for entry in zip(unique, smiles, _typed(loaded, assembly.fingerprint, unique, smiles), strict=True):
+        assembly.add(*entry, given, partial_bond_orders_from_molecules, allow_nonintegral_charges)
     return assembly.system(np.array(copies, dtype=np.int64), box)
+
+
+def _typed(force_field, fingerprint: str, molecules, smiles: Sequence[str]) -> list[dict[str, np.ndarray]]:
+    """Which parameters apply to the molecules, from the cache or from :func:`typing.assign`."""
+    versions = charges.versions()
+    names = [cache.key("typing", fingerprint, s, versions) for s in smiles]
+    found = [cache.read(name) for name in names]
+    missing = [n for n, stored in enumerate(found) if stored is None]
+    for n, typed in zip(missing, typing.assign(force_field, [molecules[n] for n in missing]), strict=True):
+        found[n] = typed
+        cache.write(names[n], typed)
+    return [typed for typed in found if typed is not None]
 
 
 def _molecules(topology, box) -> tuple[list[openff.toolkit.Molecule], np.ndarray | None]:
@@ -87,15 +103,6 @@ def _check_list(option: str, molecules) -> None:
     ):
         return
     raise InputError(f"{option} must be a list of openff.toolkit Molecules, got {type(molecules).__name__}")
-
-
-def _chemistry(molecule: openff.toolkit.Molecule) -> tuple:
-    """Equal for molecules with the same atoms, charges, bonds, bond orders and stereochemistry in the same order."""
-    atoms = tuple((a.atomic_number, int(a.formal_charge.m), a.is_aromatic, a.stereochemistry) for a in molecule.atoms)
-    bonds = tuple(
-        (b.atom1_index, b.atom2_index, b.bond_order, b.is_aromatic, b.stereochemistry) for b in molecule.bonds
-    )
-    return atoms, bonds
 
 
 class _Coordinates:
@@ -197,10 +204,8 @@ class _Assembly:
 
     # --- one unique molecule ----------------------------------------------------------------------------------------
 
-    def add(self, molecule, charge_from_molecules, bond_orders_from, allow_nonintegral: bool) -> None:
-        smiles = molecule.to_smiles(mapped=True)
+    def add(self, molecule, smiles, matches, given: charges.Given, bond_orders_from, allow_nonintegral: bool) -> None:
         u = len(self.molecules)
-        matches = self._typed(molecule, smiles)
         sites = _rows(matches, "VirtualSites") if "VirtualSites" in self.sections else []
         record = _record(molecule, smiles, self._site_names(sites))
         orders = None
@@ -230,7 +235,7 @@ class _Assembly:
             for n, (_, row) in enumerate(sites, start=record.n_atoms):
                 self._lennard_jones("VirtualSites", u, (n,), row)
         if "Electrostatics" in self.sections:
-            self._charges(u, molecule, sites, charge_from_molecules, allow_nonintegral)
+            self._charges(u, molecule, sites, given, allow_nonintegral)
         if "GBSA" in self.sections:
             self._implicit_solvent(u, molecule, matches, sites)
         self._virtual_sites(u, sites)
@@ -365,7 +370,7 @@ class _Assembly:
                 entries = self._one("VirtualSites", attribute, row, optional=True)
                 slots.coordinates[attribute].slot(entries, 0.0 if entries else default)
 
-    def _charges(self, u: int, molecule, sites, given, allow_nonintegral: bool) -> None:
+    def _charges(self, u: int, molecule, sites, given: charges.Given, allow_nonintegral: bool) -> None:
         """Charges of the atoms, then of the virtual sites, whose increments are taken from the atoms of their frame."""
         result = charges.assign(self.force_field, molecule, given)
         n_atoms = molecule.n_atoms
@@ -377,7 +382,7 @@ class _Assembly:
             index = self.index[result.section, attribute, row, term, None]
             entries[atom].append((index, weight))
             total += weight * flat[index].loaded
-        formal = float(molecule.total_charge.m)
+        formal = float(sum(atom.formal_charge.m for atom in molecule.atoms))
         if abs(total - formal) > 0.01 and not allow_nonintegral:
             raise UnassignedParameterError(
                 f"{charges.describe(molecule)}: charges from {result.method} sum to {total:.4f} e, the formal charge "
@@ -421,14 +426,6 @@ class _Assembly:
             if row >= first:
                 entries.setdefault(tuple(sorted(slots.atoms[row])), []).append((column, value))
         return entries
-
-    def _typed(self, molecule, smiles: str) -> dict[str, np.ndarray]:
-        name = cache.key("typing", self.fingerprint, smiles, charges.versions())
-        stored = cache.read(name)
-        if stored is None:
-            stored = typing.assign(self.force_field, molecule)
-            cache.write(name, stored)
-        return stored
 
     def _exceptions(self, record: Molecule, parents: Sequence[int]) -> PairList:
         """Pairs of particles that do not interact fully; a virtual site has those of its parent (``parents[n]``), and

@@ -1,7 +1,8 @@
-"""SMIRNOFF typing of one molecule: which parameter applies to which atoms (the last matching parameter wins)."""
+"""SMIRNOFF typing of molecules: which parameter applies to which atoms (the last matching parameter wins)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,37 +16,93 @@ if TYPE_CHECKING:
 BODY = {"Bonds": 2, "Angles": 3, "ProperTorsions": 4, "ImproperTorsions": 4, "vdW": 1, "Constraints": 2, "GBSA": 1}
 
 
-def assign(force_field: ForceField, molecule: Molecule) -> dict[str, np.ndarray]:
-    """``{section + ".atoms": (n, body), section + ".rows": (n,)}``: local atoms and the parameter's row, sorted.
+MAX_MATCHES = 2**32 - 1
+"""RDKit's largest number, instead of its default of 1,000 matches."""
 
-    Improper atoms are (outer, central, outer, outer) as the toolkit gives them. ``VirtualSites`` has one row a site, in
-    the toolkit's order: the atoms of its frame from the parent on, filled up with the parent to four.
+
+def assign(force_field: ForceField, molecules: Sequence[Molecule]) -> list[dict[str, np.ndarray]]:
+    """For each molecule ``{section + ".atoms": (n, body), section + ".rows": (n,)}``: local atoms and the parameter's
+    row, sorted.
+
+    Improper atoms are (outer, central, outer, outer) with ascending outer atoms, others the way round that begins with
+    the smaller index, as the toolkit has them. ``VirtualSites`` has one row a site, in the toolkit's order: the atoms
+    of its frame from the parent on, filled up with the parent to four.
+
+    Every SMIRKS is matched once, in one RDKit molecule that holds all of them: a call costs more than a match.
 
     Raises
     ------
+    InputError
+        SMIRKS that cannot be read, or a match that is no bond, angle or torsion; the message names the parameter.
     UnassignedParameterError
         A bond, angle, proper torsion or atom without parameter; the message names molecule and atoms.
     UnsupportedError
         A virtual site at atoms whose number of neighbours the toolkit does not take for its kind.
     """
-    topology = molecule.to_topology()
-    found: dict[str, np.ndarray] = {}
+    found: list[dict[str, np.ndarray]] = [{} for _ in molecules]
+    merged, start = _merged(molecules)
     for section, body in BODY.items():
         if section not in force_field.registered_parameter_handlers:
             continue
-        handler = force_field.get_parameter_handler(section)
-        rows = {id(parameter): row for row, parameter in enumerate(handler.parameters)}
-        try:
-            found_matches = handler.find_matches(topology)
-        except Exception as error:
-            raise _blame(section, handler, topology) or error from error
-        matches = sorted((tuple(map(int, atoms)), rows[id(m.parameter_type)]) for atoms, m in found_matches.items())
-        found[f"{section}.atoms"] = np.array([a for a, _ in matches], dtype=np.int32).reshape(-1, body)
-        found[f"{section}.rows"] = np.array([row for _, row in matches], dtype=np.int32)
-    if "VirtualSites" in force_field.registered_parameter_handlers:
-        found.update(_virtual_sites(force_field.get_parameter_handler("VirtualSites"), molecule))
-    _check_coverage(molecule, found)
+        atoms, rows = _matches(section, body, force_field.get_parameter_handler(section).parameters, merged, start)
+        bounds = np.searchsorted(atoms[:, 0], start)
+        for u, one in enumerate(found):
+            own = slice(bounds[u], bounds[u + 1])
+            one[f"{section}.atoms"], one[f"{section}.rows"] = atoms[own] - start[u].astype(np.int32), rows[own]
+    for molecule, one in zip(molecules, found, strict=True):
+        if "VirtualSites" in force_field.registered_parameter_handlers:
+            one.update(_virtual_sites(force_field.get_parameter_handler("VirtualSites"), molecule))
+        _check_coverage(molecule, one)
     return found
+
+
+def _merged(molecules: Sequence[Molecule]):
+    """All molecules as one of RDKit, perceived as the toolkit does it, and the (n + 1,) first atoms."""
+    from openff.toolkit.utils import RDKitToolkitWrapper
+    from rdkit import Chem
+
+    wrapper = RDKitToolkitWrapper()
+    merged = Chem.RWMol()
+    for molecule in molecules:
+        merged.InsertMol(wrapper._connection_table_to_rdkit(molecule, aromaticity_model="OEAroModel_MDL"))
+    Chem.GetSSSR(merged)
+    return merged.GetMol(), np.cumsum([0, *(m.n_atoms for m in molecules)])
+
+
+def _matches(section: str, body: int, parameters, merged, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Atoms (n, body) of the merged molecule, ascending, and the row of the last parameter that matches them."""
+    atoms, rows = [np.zeros((0, body), np.int32)], [np.zeros(0, np.int32)]
+    for row, parameter in enumerate(parameters):
+        query, tagged = _query(section, body, parameter)
+        match = merged.GetSubstructMatches(query, uniquify=False, maxMatches=MAX_MATCHES, useChirality=True)
+        if match:
+            atoms.append(np.array(match, dtype=np.int32)[:, tagged])
+            rows.append(np.full(len(match), row, dtype=np.int32))
+    found, of = np.concatenate(atoms), np.concatenate(rows)
+    owner = np.searchsorted(start, found, side="right")
+    together = np.all(owner == owner[:, :1], axis=1)  # SMIRKS of several parts would reach from molecule to molecule
+    found, of = found[together], of[together]
+    if section == "ImproperTorsions":
+        found[:, [0, 2, 3]] = np.sort(found[:, [0, 2, 3]], axis=1)
+    else:
+        found = np.where(found[:, :1] > found[:, -1:], found[:, ::-1], found)
+    unique, last = np.unique(found[::-1], axis=0, return_index=True)
+    return unique, of[::-1][last]
+
+
+def _query(section: str, body: int, parameter):
+    """The SMIRKS of a parameter as an RDKit query, and the places of its tagged atoms."""
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        query = Chem.MolFromSmarts(parameter.smirks)
+    where = f"<{section}> parameter {parameter.id or ''}: bad SMIRKS {parameter.smirks!r}"
+    if query is None:
+        raise InputError(f"{where}: it cannot be read")
+    places = {atom.GetAtomMapNum(): atom.GetIdx() for atom in query.GetAtoms() if atom.GetAtomMapNum()}
+    if sorted(places) != list(range(1, body + 1)):
+        raise InputError(f"{where}: its tagged atoms must be numbered 1 to {body}")
+    return query, [places[n] for n in range(1, body + 1)]
 
 
 def _virtual_sites(handler, molecule: Molecule) -> dict[str, np.ndarray]:

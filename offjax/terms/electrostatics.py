@@ -33,7 +33,7 @@ def ewald_direct_potential(r2, charge_product, alpha):
     Source: U. Essmann et al., J. Chem. Phys. 103, 8577 (1995), section II.
     """
     r = jnp.sqrt(r2)
-    return COULOMB * charge_product * jax.scipy.special.erfc(alpha * r) / r
+    return COULOMB * charge_product * jax.lax.erfc(alpha * r) / r
 
 
 def ewald_direct_polynomial(r2, charge_product, alpha, cutoff):
@@ -64,4 +64,4 @@ def _erf_over_root(t):
     for n in reversed(range(13)):
         series = series * near + (-1.0) ** n * 2.0 / (math.sqrt(math.pi) * math.factorial(n) * (2 * n + 1))
     root = jnp.sqrt(far)
-    return jnp.where(small, series, jax.scipy.special.erf(root) / root)
+    return jnp.where(small, series, jax.lax.erf(root) / root)
