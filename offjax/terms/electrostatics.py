@@ -5,7 +5,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 
 from offjax.constants import COULOMB
 from offjax.nonbonded.series import polynomial
@@ -44,6 +43,8 @@ def ewald_direct_polynomial(r2, charge_product, alpha, cutoff):
 
 def _erf_over_root_host(t):
     """erf(sqrt(t))/sqrt(t) of a NumPy array."""
+    import scipy.special  # here: it doubles the time that importing offjax takes
+
     root = np.sqrt(np.maximum(t, 1e-30))
     return scipy.special.erf(root) / root
 
