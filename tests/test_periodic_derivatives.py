@@ -19,6 +19,11 @@ METHODS = {
 """Together they have every part; PME has the vdW of the one and the Electrostatics of the other."""
 
 
+LJPME_IS_SLOW = pytest.mark.parametrize(
+    "energy", ["CutoffPeriodic", pytest.param("LJPME", marks=pytest.mark.slow)], indirect=True
+)
+
+
 @pytest.fixture(scope="module")
 def case():
     """Three kinds of molecules and ions with a net charge in a small triclinic box."""
@@ -65,6 +70,7 @@ def test_every_parameter_gradient_agrees_with_differences(case, energy):
                 assert abs(gradient[i] - fd) <= 1e-6 * max(abs(gradient[i]), rms), str(flat[i])
 
 
+@LJPME_IS_SLOW
 def test_charge_slots_agree_with_differences(case, energy):
     """Charges are offsets here (given with the molecules): differentiate the slots."""
     system, x = case
@@ -100,6 +106,7 @@ def test_box_gradients_agree_with_differences(case, energy):
         assert abs(gradient[i, j] - fd) <= 1e-6 * max(abs(gradient[i, j]), np.sqrt(np.mean(gradient**2)))
 
 
+@LJPME_IS_SLOW
 def test_the_virial_agrees_with_strained_boxes(case, energy):
     """All nine components: the strained box is turned until it is lower triangular again, which costs no energy."""
     system, x = case
@@ -149,6 +156,24 @@ def test_molecules_outside_the_box_and_moved_origins_change_nothing(case, energy
     assert energy(p, x + shift) == pytest.approx(reference, rel=1e-10)
     if energy.static.treatment.coulomb is None:  # a grid is not quite invariant
         assert energy(p, x + np.array([0.123, -4.5, 0.7])) == pytest.approx(reference, rel=1e-10)
+
+
+@LJPME_IS_SLOW
+def test_excluded_atoms_may_coincide(case, energy):
+    """Both hydrogens of a water on its oxygen: no bonded term here, and the excluded pairs stay finite."""
+    system, x = case
+    first = next(n for n, u in enumerate(system.topology.copies) if system.topology.molecules[u].n_atoms == 3)
+    atoms = system.topology.offsets[first] + np.arange(3)
+    broken = x.copy()
+    broken[atoms] = broken[atoms[0]]
+
+    def nonbonded(y):
+        parts = energy.components(system.parameters, y)
+        return sum(sum(section.values()) for section in parts.values())
+
+    assert np.all(np.isfinite(jax.jit(jax.grad(nonbonded))(broken)))
+    assert np.isfinite(jax.jit(lambda y: jax.jvp(nonbonded, (y,), (jnp.ones_like(y),))[1])(broken))
+    assert np.isfinite(jax.jit(nonbonded)(broken))
 
 
 @pytest.mark.parametrize("atom", [0, 20, -1])
@@ -209,6 +234,7 @@ def test_second_derivatives_agree_with_differences(case, rng):
         assert np.allclose(a, (up - down) / 2e-7, rtol=0, atol=1e-5 * np.abs(a).max())
 
 
+@pytest.mark.slow
 def test_float32_and_float64_sums(case):
     system, x = case
     p, single, options = system.parameters, x.astype(np.float32), METHODS["LJPME"]
@@ -238,8 +264,6 @@ def test_boxes_that_do_not_serve_are_refused_or_give_nan(case):
     assert np.isnan(jax.jit(energy)(p, x, 0.8 * BOX))
     assert np.isnan(jax.jit(energy)(p, x, BOX.T))
     assert np.isnan(slopes(energy, p, x, 0.8 * BOX)[1]).any()
-    with pytest.raises(UnsupportedError, match="neighbors"):
-        energy(p, x, neighbors=1)
     with pytest.raises(UnsupportedError, match="periodic box"):
         system.to_jax(nonbonded_method="NoCutoff").virial(p, x)
 

@@ -185,7 +185,7 @@ def test_gradients_agree_with_differences(energy):
         assert np.allclose(g, fd, rtol=0, atol=1e-8 * np.sqrt(np.mean(g * g))), n
 
 
-@pytest.mark.parametrize("energy", [waves, dispersion])
+@pytest.mark.parametrize("energy", [waves, pytest.param(dispersion, marks=pytest.mark.slow)])
 def test_second_derivatives_in_all_modes_agree(energy):
     box = BOXES["triclinic"]
     x, q = particles(box, n=4, charge=1.0)
