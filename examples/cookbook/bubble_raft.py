@@ -29,12 +29,12 @@ def order(x) -> float:
     return float(jnp.mean(md.bond_orientational_order(x, md.periodic(SIDE).displacement, NEIGHBORS)))
 
 
-def raft(name: str, energy, kT: float, steps: int):
+def raft(name: str, energy, dt: float, kT: float, steps: int = 4000):
     """Anneal: Brownian dynamics from the square lattice; positions and order before and after."""
     lattice = jnp.asarray(np.stack(np.meshgrid(*[np.arange(ROWS)] * 2), -1).reshape(-1, 2) * SIDE / ROWS)
     start = lattice + 1e-3 * jax.random.normal(jax.random.key(0), lattice.shape)
     _, shift = md.periodic(SIDE)
-    integrator = md.brownian(energy, 0.05, kT, 0.2, shift=shift)
+    integrator = md.brownian(energy, dt, kT, 0.2, shift=shift)
     state = integrator.init(jax.random.key(1), start)
     end = md.simulate(integrator, state, steps, every=steps).state
     before, after = order(lattice), order(end.positions)
@@ -50,9 +50,9 @@ def main() -> None:
     displacement, _ = md.periodic(SIDE)
     soft = md.pair_energy(md.soft_sphere, displacement)
     cut = md.smooth_cutoff(md.morse, 2.0, 2.5)
-    morse = md.pair_energy(lambda r: cut(r, epsilon=0.05, sigma=1.0, alpha=6.0), displacement)
-    for name, energy, kT in (("soft", soft, 1e-4), ("Morse", morse, 2e-3)):
-        x, before, after = raft(name, energy, kT, 6000)
+    morse = md.pair_energy(lambda r: cut(r, epsilon=0.05, sigma=1.0, alpha=4.0), displacement)
+    for name, energy, dt, kT in (("soft", soft, 0.1, 1e-4), ("Morse", morse, 0.004, 2e-3)):
+        x, before, after = raft(name, energy, dt, kT)
         values = md.bond_orientational_order(x, displacement, NEIGHBORS)
         colours = [f"rgb({int(230 * (1 - v))}, 110, {int(230 * v)})" for v in np.asarray(values)]
         title = f"{name} bubbles, coloured by sixfold order: {after:.2f}"

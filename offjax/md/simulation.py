@@ -97,7 +97,7 @@ def simulate(
     if checkpoint_every is not None and (checkpoint is None or checkpoint_every % every):
         raise InputError("checkpoint_every needs checkpoint=..., and must be a multiple of every")
     _check_start(state, start, by_term)
-    run = jax.jit(partial(_block, integrator))
+    run = partial(_block, integrator)
     reporters = tuple(reporters)
     step, info = start, None
     with _bar(progress, start, steps, time_step) as tick:
@@ -117,6 +117,7 @@ def simulate(
     return Simulation(state, step, info)
 
 
+@partial(jax.jit, static_argnums=0)
 def _block(integrator: Integrator, state: State, n):
     """n steps: the last state, the last info, and the number of finite steps before the first that is not."""
 
