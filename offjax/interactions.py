@@ -18,6 +18,7 @@ from offjax.constants import REACTION_FIELD_DIELECTRIC
 from offjax.nonbonded import blocks, dispersion, ewald, periodic, pme
 from offjax.nonbonded.ewald import Ewald
 from offjax.nonbonded.neighbors import NeighborList
+from offjax.nonbonded.series import inverse_root
 from offjax.terms import electrostatics, vdw
 
 
@@ -179,7 +180,9 @@ def pair_potentials(
     cutoff, switch = treatment.cutoff, treatment.switch
     energies = {}
     if lennard_jones is not None:
-        if treatment.dispersion is None:
+        if treatment.dispersion is None and polynomials:
+            u = vdw.potential(1.0, lennard_jones[0] * inverse_root(r2), lennard_jones[1])
+        elif treatment.dispersion is None:
             u = vdw.potential(r2, *lennard_jones)
         else:
             of_pair = vdw.ewald_direct_polynomial if polynomials else vdw.ewald_direct_potential

@@ -1,4 +1,4 @@
-"""Polynomials in place of special functions, for the inner loop over pairs: one Horner scheme, no exponential."""
+"""Polynomials in place of special functions, and 1/r, for the inner loop over pairs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from offjax.errors import InputError
+
 MAX_DEGREE = 40
+
+RELATIVE_ERROR = 1e-12
+"""Of the largest value: what monomials of a high degree can reach in float64."""
 
 
 def polynomial(function: Callable, upper: float, t):
-    """``function(t)`` on 0 <= t <= ``upper`` as a polynomial, exact to a few units in the last place of its maximum.
+    """``function(t)`` on 0 <= t <= ``upper`` as a polynomial, exact to half a rounding error or 1e-12 of its maximum.
 
     ``function`` takes and returns float64 NumPy arrays and is entire: interpolation at Chebyshev points then converges
     faster than exponentially. The derivative is that of the polynomial, to any order.
     """
-    target = 0.5 * float(jnp.finfo(t.dtype).eps)
+    target = max(0.5 * float(jnp.finfo(t.dtype).eps), RELATIVE_ERROR)
     return _horner(_coefficients(function, upper, target), t * (2.0 / upper) - 1.0)
 
 
@@ -29,8 +34,10 @@ def _coefficients(function, upper, target) -> tuple[float, ...]:
     exact = function(points)
     for degree in range(2, MAX_DEGREE):
         fit = np.polynomial.Chebyshev.interpolate(function, degree, domain=[0.0, upper])
-        if np.max(np.abs(fit(points) - exact)) < max(target, 2e-15) * np.max(np.abs(exact)):
+        if np.max(np.abs(fit(points) - exact)) < target * np.max(np.abs(exact)):
             break
+    else:
+        raise InputError(f"no polynomial of degree {MAX_DEGREE} follows {function.__name__} from 0 to {upper:g}")
     return tuple(float(c) for c in np.polynomial.chebyshev.cheb2poly(fit.coef))
 
 
@@ -46,3 +53,15 @@ def _horner(coefficients, s):
 def _horner_rule(coefficients, primals, tangents):
     derivative = tuple(k * c for k, c in enumerate(coefficients))[1:] or (0.0,)
     return _horner(coefficients, primals[0]), _horner(derivative, primals[0]) * tangents[0]
+
+
+@jax.custom_jvp
+def inverse_root(t):
+    """t^(-1/2), t > 0, differentiated as -t^(-3/2)/2 without a division."""
+    return jax.lax.rsqrt(t)
+
+
+@inverse_root.defjvp
+def _inverse_root_rule(primals, tangents):
+    value = inverse_root(primals[0])
+    return value, (-0.5 * value * value * value) * tangents[0]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offjax.constants import COULOMB
-from offjax.nonbonded.series import polynomial
+from offjax.nonbonded.series import inverse_root, polynomial
 
 
 def potential(r2, charge_product):
@@ -38,7 +38,7 @@ def ewald_direct_potential(r2, charge_product, alpha):
 def ewald_direct_polynomial(r2, charge_product, alpha, cutoff):
     """The same, for r <= cutoff (nm), without the error function: 1/r - alpha h((alpha r)^2), h a polynomial."""
     screened = polynomial(_erf_over_root_host, (alpha * cutoff) ** 2, alpha * alpha * r2)
-    return COULOMB * charge_product * (1.0 / jnp.sqrt(r2) - alpha * screened)
+    return COULOMB * charge_product * (inverse_root(r2) - alpha * screened)
 
 
 def _erf_over_root_host(t):

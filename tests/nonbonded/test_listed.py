@@ -7,8 +7,16 @@ import pytest
 
 import offjax
 from offjax.errors import InputError, NeighborListError, UnsupportedError
+from offjax.terms import electrostatics, vdw
 from tests import liquids
-from tests.test_periodic import BOX, OPTIONS, build
+from tests.test_periodic import BOX, build
+
+OPTIONS = {
+    "PME": {"cutoff": 0.9, "switch": 0.8},
+    "tight PME": {"cutoff": 0.9, "ewald_tolerance": 1e-6},
+    "reaction field": {"nonbonded_method": "CutoffPeriodic", "cutoff": 0.9, "switch": 0.7},
+    "LJPME": {"nonbonded_method": "LJPME", "cutoff": 0.9},
+}
 
 TRICLINIC = np.array([[1.9, 0, 0], [0.4, 1.95, 0], [-0.5, 0.6, 2.0]])
 
@@ -48,6 +56,21 @@ def test_mixtures_with_1_4_pairs_in_a_triclinic_box(name):
     neighbors = energy.neighbor_list(x, TRICLINIC, skin=0.05)
     got, want = listed_and_all(energy, system.parameters, x, jnp.asarray(TRICLINIC), neighbors)
     assert_close(got, want, 1e-9)
+
+
+def test_polynomials_follow_the_special_functions():
+    r2 = jnp.linspace(0.01, 0.81, 500)
+    for alpha in (2.0, 3.2, 4.7, 6.5):
+        got, want = (
+            jax.vmap(jax.value_and_grad(f))(r2)
+            for f in (
+                lambda r2, a=alpha: electrostatics.ewald_direct_polynomial(r2, 1.0, a, 0.9),
+                lambda r2, a=alpha: electrostatics.ewald_direct_potential(r2, 1.0, a),
+            )
+        )
+        assert_close(got, want, 1e-10)
+        damped = [f(r2, 0.3, 0.5, 2e-3, alpha, 0.9) for f in (vdw.ewald_direct_polynomial, vdw.ewald_direct_potential)]
+        assert_close(*damped, 1e-10)
 
 
 def test_a_cutoff_without_box():
