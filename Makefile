@@ -13,7 +13,7 @@ SETUP := pyproject.toml hatch_build.py
 # AmberTools' sqm and antechamber are found on PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help demo folds test test-all test-physics doctest lint format check docs bench clean
+.PHONY: help demo folds cookbook test test-all test-physics doctest lint format check docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -25,6 +25,10 @@ demo: $(VENV)/installed-test  ## fit a force field, then evaluate it in OpenMM (
 
 folds: $(VENV)/installed-test  ## the demo on all four folds: the table of docs/demo-folds.md
 	$(BIN)/python examples/demo/folds.py
+
+cookbook: $(VENV)/installed-test  ## the examples of model systems, each ending in checked numbers (pictures in cookbook-output/)
+	@for script in implicit_differentiation packing_disorder bubble_raft ensembles; do \
+		echo "== $$script"; $(BIN)/python examples/cookbook/$$script.py || exit 1; done
 
 test: $(VENV)/installed-test  ## the tests but the slow ones
 	$(PYTEST) -m "not slow and not physical_validation" tests
@@ -57,7 +61,7 @@ bench: $(VENV)/installed-test $(VENV)/installed-bench  ## the benchmarks, each b
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 clean:  ## remove what the other targets made, .venv included
-	rm -rf $(VENV) site demo-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis
+	rm -rf $(VENV) site demo-output cookbook-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "offjax needs Python 3.11, 3.12 or 3.13 with venv; none was found." \
