@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         UnassignedParameterError,
         UnsupportedError,
     )
+    from offjax.interop.packing import build_box
     from offjax.md.minimizers import minimize
     from offjax.parameters import Label, ParameterSet, Selection
     from offjax.system import System, Term
@@ -44,6 +45,7 @@ __all__ = [
     "Term",
     "UnassignedParameterError",
     "UnsupportedError",
+    "build_box",
     "minimize",
 ]
 
@@ -60,6 +62,7 @@ _MODULES = {
         "UnassignedParameterError",
         "UnsupportedError",
     ),
+    "interop.packing": ("build_box",),
     "md.minimizers": ("minimize",),
     "parameters": ("Label", "ParameterSet", "Selection"),
     "system": ("System", "Term"),
