@@ -278,6 +278,9 @@ def monte_carlo_barostat(
     quarters, as in OpenMM's MonteCarloBarostat. Positions must be unwrapped within a molecule. The box is in the
     State: ``init`` needs ``box``, the energy takes it.
 
+    Source: D. Frenkel and B. Smit, Understanding Molecular Simulation, section 5.4.2; with N molecules a trial is
+    accepted with probability min(1, exp(-(dU + P dV - (N + 1) kT ln(V'/V))/kT)).
+
     Parameters
     ----------
     pressure
@@ -286,9 +289,6 @@ def monte_carlo_barostat(
         (n,) molecule of each particle, from 0; None scales every particle.
     masses
         For the centres of the molecules.
-
-    Source: D. Frenkel and B. Smit, Understanding Molecular Simulation, section 5.4.2; with N molecules a trial is
-    accepted with probability min(1, exp(-(dU + P dV - (N + 1) kT ln(V'/V))/kT)).
     """
 
     def init(key, positions, velocities=None, *, box, neighbors=None):

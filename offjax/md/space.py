@@ -44,6 +44,9 @@ def free() -> Space:
 def periodic(box=None, *, wrap: bool = True) -> Space:
     """A space that repeats itself: displacements to the nearest image, and points moved back into the box.
 
+    The nearest image is found by subtracting multiples of the rows, the last row first, as OpenMM does: exact for
+    distances of at most half of the smallest diagonal element.
+
     Parameters
     ----------
     box
@@ -54,9 +57,6 @@ def periodic(box=None, *, wrap: bool = True) -> Space:
     wrap
         False leaves moved points where they are, so that a particle's path is continuous (for mean squared
         displacements, say); displacements are the same.
-
-    The nearest image is found by subtracting multiples of the rows, the last row first, as OpenMM does: exact for
-    distances of at most half of the smallest diagonal element.
 
     Raises
     ------
