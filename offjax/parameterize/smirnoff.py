@@ -478,14 +478,14 @@ def _bond_orders(molecule, method: str, given) -> dict[tuple[int, ...], float]:
                 mapping = {i: i for i in range(molecule.n_atoms)}
             orders: dict[tuple[int, ...], float] = {}
             for bond in other.bonds:
-                if bond.fractional_bond_order is None or not np.isfinite(bond.fractional_bond_order):
+                order = bond.fractional_bond_order
+                if order is None or not np.isfinite(order):
                     raise InputError(
                         f"partial_bond_orders_from_molecules: {charges.describe(other)} has a bond, "
-                        f"{bond.atom1_index}-{bond.atom2_index}, with fractional_bond_order {bond.fractional_bond_order}"
+                        f"{bond.atom1_index}-{bond.atom2_index}, with fractional_bond_order {order}"
                     )
-                orders[tuple(sorted((mapping[bond.atom1_index], mapping[bond.atom2_index])))] = float(
-                    bond.fractional_bond_order
-                )
+                i, j = mapping[bond.atom1_index], mapping[bond.atom2_index]
+                orders[tuple(sorted((i, j)))] = float(order)
             return orders
     if method in (None, "none", "None"):
         raise InputError(
