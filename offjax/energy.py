@@ -396,14 +396,14 @@ def _by_term(energy: PotentialEnergy, p: ParameterSet, x, box, neighbors, togeth
 @partial(jax.jit, static_argnames="together")
 def _at_instances(energy: PotentialEnergy, instances, x, box, neighbors, together=False):
     x = energy._with_sites(instances, x)
-    return energy._energies(instances, x, box, neighbors, together), _bad(neighbors, x, box)
+    return energy._energies(instances, x, box, neighbors, together), _bad(energy, neighbors, x, box)
 
 
 @jax.jit
 def _components(energy: PotentialEnergy, p: ParameterSet, x, box, neighbors):
     values = energy._instances(energy._slots(p, x.dtype))
     x = energy._with_sites(values, x)
-    return energy._nonbonded(values, x, box, neighbors), _bad(neighbors, x, box)
+    return energy._nonbonded(values, x, box, neighbors), _bad(energy, neighbors, x, box)
 
 
 @jax.jit
@@ -416,14 +416,23 @@ def _virial(energy: PotentialEnergy, p: ParameterSet, x, box, neighbors):
     return -gradient, bad
 
 
-def _bad(neighbors, x, box):
-    return None if neighbors is None else neighbors.unusable(x, box)
+def _bad(energy: PotentialEnergy, neighbors, x, box):
+    """Whether the list is another System's, and whether it has overflowed or is out of date."""
+    if neighbors is None:
+        return None
+    return ~neighbors.excludes(jnp.asarray(energy.pairs.exceptions)), neighbors.unusable(x, box)
 
 
 def _valid(neighbors, values, bad):
-    """The values; outside ``jit``, NeighborListError if they are NaN because of the list."""
+    """The values; outside ``jit``, an error if they are NaN because of the list."""
     if neighbors is not None:
-        neighbors.refuse(bad)
+        foreign, unusable = bad
+        if not isinstance(foreign, jax.core.Tracer) and np.any(foreign):
+            raise InputError(
+                "these neighbors were made for another System, with other excluded pairs: use energy.neighbor_list() "
+                "of this energy"
+            )
+        neighbors.refuse(unusable)
     return values
 
 
@@ -628,9 +637,9 @@ def _with_ewald(treatment: Treatment, box, tolerance, grid, alpha) -> Treatment:
     edges = np.diag(box)
     if grid is None:
         grid = ewald.grid_size(alpha, edges, tolerance)
-    grid = tuple(int(n) for n in grid)
-    if len(grid) != 3 or min(grid) < ewald.MIN_GRID:
+    if len(grid) != 3 or any(int(n) != n or n < ewald.MIN_GRID for n in grid):
         raise InputError(f"pme_grid must be three numbers of grid points, each at least {ewald.MIN_GRID}, got {grid}")
+    grid = tuple(int(n) for n in grid)
     coulomb = ewald.Ewald(alpha, grid)
     if treatment.method == "PME":
         return replace(treatment, coulomb=coulomb)

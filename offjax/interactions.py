@@ -97,6 +97,8 @@ def components(
         near = direct(treatment, particles, x, box, pairs.full)
     else:
         near = listed(treatment, particles, x, box, neighbors, accumulate, together)
+        own = neighbors.excludes(pairs.exceptions)  # a list of another System would count other pairs
+        near = {section: jnp.where(own, energy, jnp.nan) for section, energy in near.items()}
     found = [
         ("direct", near),
         ("exceptions", scaled(treatment, particles, x, pairs)),

@@ -70,11 +70,11 @@ def build_box(
     from openff.toolkit import Topology
     from openff.units import Quantity
 
-    molecules, counts = list(molecules), [int(n) for n in counts]
+    molecules, counts = list(molecules), list(counts)
     if len(molecules) != len(counts) or not molecules:
         raise InputError(f"build_box needs one count a molecule, got {len(molecules)} molecules, {len(counts)} counts")
-    if min(counts) < 0 or not sum(counts):
-        raise InputError(f"counts must not be negative, and not all zero, got {counts}")
+    if not all(isinstance(n, int | np.integer) and n >= 0 for n in counts) or not sum(counts):
+        raise InputError(f"counts must be integers, not negative, and not all zero, got {counts}")
     density = _in_grams_per_milliliter(density)
     structures = [_coordinates(molecule) for molecule in molecules]
     mass = sum(n * sum(a.mass.m_as("dalton") for a in m.atoms) for m, n in zip(molecules, counts, strict=True))

@@ -102,6 +102,11 @@ class NeighborList:
         """
         return _stale(self, *jax.lax.stop_gradient(_arguments(self, positions, box)))
 
+    def excludes(self, pairs: Int[Array, "pair 2"]) -> Bool[Array, ""]:
+        """Whether exactly these pairs, each given once, are left out."""
+        there = jnp.any(self.exclusions.at[pairs[:, 0]].get() == pairs[:, 1:], axis=1)
+        return jnp.all(there) & (jnp.sum(self.exclusions < self.n_atoms) == self.n_atoms + 2 * len(pairs))
+
     def unusable(self, positions, box=None) -> Bool[Array, ""]:
         """Whether energies at these positions are NaN: the list has overflowed, or is stale."""
         return self.overflow | self.stale(positions, box)
@@ -174,6 +179,8 @@ def neighbor_list(
         raise InputError(f"positions must be floating-point numbers of shape (n_atoms, 3), got {x.dtype} {x.shape}")
     if not (cutoff > 0 and skin >= 0):
         raise InputError(f"cutoff must be positive and skin not negative, got {cutoff} and {skin}")
+    if capacity is not None and not (isinstance(capacity, Capacity) and min(capacity) > 0):
+        raise InputError(f"capacity must be that of another list, neighbors.capacity, got {capacity!r}")
     if capacity is not None and capacity.rows % CHUNK:
         raise InputError(f"the rows of a capacity are a multiple of {CHUNK}, got {capacity.rows}")
     excluded = jnp.asarray(exclusion_table(len(x), exclusions))

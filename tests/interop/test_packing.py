@@ -41,6 +41,7 @@ def test_a_packed_box_is_a_system_with_a_finite_energy():
     [
         ([WATER], [1, 2], 1.0, "one count a molecule"),
         ([WATER], [-1], 1.0, "negative"),
+        ([WATER], [10.7], 0.8, "integers"),
         ([WATER], [10], 997.0, "g/mL"),
         ([ETHANOL], [1], 20.0, "too small"),
         ([WATER], [20], 6.0, "lower the density"),

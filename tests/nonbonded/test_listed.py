@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from openff.toolkit import Molecule
 
 import offjax
 from offjax.errors import InputError, NeighborListError, UnsupportedError
+from offjax.nonbonded.neighbors import neighbor_list
 from offjax.terms import electrostatics, vdw
 from tests import liquids
 from tests.test_periodic import BOX, build
@@ -148,3 +150,24 @@ def test_large_systems_need_a_list(monkeypatch):
     with pytest.raises(UnsupportedError, match="cutoff"):
         monkeypatch.setattr("offjax.energy.MAX_ATOMS", 300)
         system.to_jax(nonbonded_method="NoCutoff")
+
+
+def test_a_list_of_another_system_is_refused():
+    """Equal numbers of particles, other exclusions: an error outside jit, NaN inside."""
+    water, ion = Molecule.from_smiles("O"), Molecule.from_smiles("[Na+]")
+    x = np.random.default_rng(0).uniform(0, 0.8, (6, 3))
+    energies = []
+    for molecules in ([water] * 2, [ion] * 6):
+        system = offjax.System.from_smirnoff("tip3p.offxml", molecules)
+        energy = system.to_jax(nonbonded_method="CutoffNonPeriodic", cutoff=0.9)
+        energies.append((energy, system.parameters, energy.neighbor_list(x, None)))
+    for (energy, p, own), (_, _, foreign) in (energies, energies[::-1]):
+        assert np.isfinite(float(jax.jit(energy)(p, x, None, own)))
+        assert np.isnan(float(jax.jit(energy)(p, x, None, foreign)))
+        with pytest.raises(offjax.InputError, match="another System"):
+            energy(p, x, None, foreign)
+
+
+def test_a_capacity_is_that_of_another_list():
+    with pytest.raises(offjax.InputError, match=r"neighbors\.capacity"):
+        neighbor_list(np.zeros((4, 3)), cutoff=1.0, skin=0.1, capacity=5)

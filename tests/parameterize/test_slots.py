@@ -5,6 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from openff.toolkit import Molecule
 from openff.units import Quantity
 
 import offjax
@@ -275,3 +276,13 @@ def test_impropers_with_mirrored_neighbours_do_not_depend_on_atom_order():
     _, theirs = oracle.reference(chosen, molecule.to_topology(), x, [molecule])
     made = offjax.System.from_smirnoff(chosen, molecule, charge_from_molecules=[molecule])
     assert oracle.disagreements(oracle.offjax_terms(made, x), theirs) == []
+
+
+def test_what_constraints_hold_needs_neither_bond_nor_angle_parameters():
+    """A protein force field and a rigid water model, without general parameters in between, as Interchange has it."""
+    pytest.importorskip("openff.amber_ff_ports")
+    system = offjax.System.from_smirnoff(
+        ["ff14sb_off_impropers_0.0.4.offxml", "tip3p.offxml"], [Molecule.from_smiles("O")]
+    )
+    assert system.terms["Constraints"].n_slots == 3
+    assert system.terms["Bonds"].n_slots == system.terms["Angles"].n_slots == 0
