@@ -448,7 +448,10 @@ def compiler_options() -> dict[str, Any]:
     """
     if jax.default_backend() != "cpu":
         return {}
-    return {"xla_cpu_use_fusion_emitters": False, "xla_cpu_prefer_vector_width": 512}
+    options: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}
+    if jax.__version_info__ < (0, 11):  # later XLA has the new emitters only, and refuses the option
+        options["xla_cpu_use_fusion_emitters"] = False
+    return options
 
 
 def _vector(p: ParameterSet, schema: Schema, dtype):
