@@ -58,6 +58,21 @@ def main() -> None:
         print(f"{name:56s}{1e6 * middle / len(x):13.2f}{middle / reference:13.3f}{first[name]:15.2f}")
 
 
+def vmapped(name, energy, p, x):
+    """An energy function of parameters and positions over all conformers, with more and more derivatives."""
+    functions = {
+        "energy": energy,
+        "energy + forces": jax.value_and_grad(energy, 1),
+        "energy + forces + dU/dtheta": jax.value_and_grad(energy, (0, 1)),
+    }
+
+    def task(function):
+        program = jax.jit(jax.vmap(function, (None, 0)))
+        return lambda: jax.block_until_ready(program(p, x))
+
+    return {f"{name}: {what}": task(function) for what, function in functions.items()}
+
+
 def offjax_tasks(system, x):
     """The plain energy under vmap, and a SystemBatch of one molecule."""
     import offjax
@@ -70,15 +85,10 @@ def offjax_tasks(system, x):
         energies, forces = batch.energies_and_forces(p, conformers)
         return 1e-3 * jnp.sum(energies) + jnp.sum(forces**2)
 
-    plain_energy = jax.jit(jax.vmap(energy, (None, 0)))
-    plain_forces = jax.jit(jax.vmap(jax.value_and_grad(energy, 1), (None, 0)))
-    everything = jax.jit(jax.vmap(jax.value_and_grad(energy, (0, 1)), (None, 0)))
     gradient = jax.jit(jax.value_and_grad(loss))
     run = jax.block_until_ready
     return {
-        "offjax plain: energy": lambda: run(plain_energy(p, x)),
-        "offjax plain: energy + forces": lambda: run(plain_forces(p, x)),
-        "offjax plain: energy + forces + dU/dtheta": lambda: run(everything(p, x)),
+        **vmapped("offjax plain", energy, p, x),
         "offjax batch: energy": lambda: run(batch.energies(p, conformers)),
         "offjax batch: energy + forces": lambda: run(batch.energies_and_forces(p, conformers)),
         "offjax batch: energy + force loss, gradient": lambda: run(gradient(p, conformers)),
@@ -142,16 +152,10 @@ def jax_md_tasks(system, x):
         energies, gradients = jax.vmap(jax.value_and_grad(energy, 1), (None, 0))(parameters, y)
         return 1e-3 * jnp.sum(energies) + jnp.sum(gradients**2)
 
-    plain_energy = jax.jit(jax.vmap(energy, (None, 0)))
-    plain_forces = jax.jit(jax.vmap(jax.value_and_grad(energy, 1), (None, 0)))
-    everything = jax.jit(jax.vmap(jax.value_and_grad(energy, (0, 1)), (None, 0)))
     gradient = jax.jit(jax.value_and_grad(loss))
-    run = jax.block_until_ready
     return {
-        "jax-md mm_forcefields: energy": lambda: run(plain_energy(parameters, y)),
-        "jax-md mm_forcefields: energy + forces": lambda: run(plain_forces(parameters, y)),
-        "jax-md mm_forcefields: energy + forces + dU/dtheta": lambda: run(everything(parameters, y)),
-        "jax-md mm_forcefields: energy + force loss, gradient": lambda: run(gradient(parameters)),
+        **vmapped("jax-md mm_forcefields", energy, parameters, y),
+        "jax-md mm_forcefields: energy + force loss, gradient": lambda: jax.block_until_ready(gradient(parameters)),
     }
 
 

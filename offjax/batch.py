@@ -424,7 +424,7 @@ def _run(theta, conformers: Conformers, forces: bool):
     """Energies, and forces or None: with the compiler options at top level, where alone JAX accepts them."""
     if not any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves((theta, conformers))):
         options = tuple(compiler_options().items())
-        with contextlib.suppress(ValueError, jax.errors.JaxRuntimeError):
+        with contextlib.suppress(ValueError):  # inside a jitted function that closes over everything
             return _compiled(options)(theta, conformers, forces)
     return _compiled(())(theta, conformers, forces)
 

@@ -90,47 +90,43 @@ def _matches(section: str, body: int, parameters, merged, start: np.ndarray) -> 
     return unique, of[::-1][last]
 
 
-def _query(section: str, body: int, parameter):
-    """The SMIRKS of a parameter as an RDKit query, and the places of its tagged atoms."""
+def _read(section: str, parameter):
+    """The SMIRKS of a parameter as an RDKit query."""
     from rdkit import Chem, rdBase
 
     with rdBase.BlockLogs():
         query = Chem.MolFromSmarts(parameter.smirks)
-    where = f"<{section}> parameter {parameter.id or ''}: bad SMIRKS {parameter.smirks!r}"
     if query is None:
-        raise InputError(f"{where}: it cannot be read")
+        raise InputError(f"<{section}> parameter {parameter.id or ''}: bad SMIRKS {parameter.smirks!r}: unreadable")
+    return query
+
+
+def _query(section: str, body: int, parameter):
+    """The same with the places of its tagged atoms, of which there are ``body``."""
+    query = _read(section, parameter)
     places = {atom.GetAtomMapNum(): atom.GetIdx() for atom in query.GetAtoms() if atom.GetAtomMapNum()}
     if sorted(places) != list(range(1, body + 1)):
-        raise InputError(f"{where}: its tagged atoms must be numbered 1 to {body}")
+        raise InputError(
+            f"<{section}> parameter {parameter.id or ''}: bad SMIRKS {parameter.smirks!r}: its tagged atoms must be "
+            f"numbered 1 to {body}"
+        )
     return query, [places[n] for n in range(1, body + 1)]
 
 
 def _virtual_sites(handler, molecule: Molecule) -> dict[str, np.ndarray]:
     """On each parent the last matching parameter of each ``name`` makes one site, or one a permutation."""
-    topology = molecule.to_topology()
+    for parameter in handler.parameters:
+        _read("VirtualSites", parameter)
     rows = {id(parameter): row for row, parameter in enumerate(handler.parameters)}
     try:
-        matches = [match for found in handler.find_matches(topology).values() for match in found]
-    except NotImplementedError as error:
+        matches = [match for found in handler.find_matches(molecule.to_topology()).values() for match in found]
+    except NotImplementedError as error:  # the toolkit's answer to a connectivity that it does not support
         raise UnsupportedError(f"{describe(molecule)}: <VirtualSites>: {error}") from error
-    except Exception as error:
-        raise _blame("VirtualSites", handler, topology) or error from error
     atoms = [tuple(map(int, match.environment_match.topology_atom_indices)) for match in matches]
     return {
         "VirtualSites.atoms": np.array([(*a, *a[:1] * (4 - len(a))) for a in atoms], dtype=np.int32).reshape(-1, 4),
         "VirtualSites.rows": np.array([rows[id(match.parameter_type)] for match in matches], dtype=np.int32),
     }
-
-
-def _blame(section: str, handler, topology) -> InputError | None:
-    """The parameter whose SMIRKS cannot be matched at all, as an error that names it."""
-    for parameter in handler.parameters:
-        try:
-            topology.chemical_environment_matches(parameter.smirks)
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            return InputError(f"<{section}> parameter {parameter.id or ''}: bad SMIRKS {parameter.smirks!r}: {reason}")
-    return None
 
 
 def _check_coverage(molecule: Molecule, found: dict[str, np.ndarray]) -> None:
