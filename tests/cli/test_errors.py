@@ -122,9 +122,9 @@ def test_an_unexpected_error_is_one_line_with_a_hint(run, monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_ends_with_130_and_no_traceback(tmp_path):
     code = (
-        "import sys, os, signal, time, offjax.interop.molecules as m\n"
-        # another thread may receive the signal, a little later
-        "m.read = lambda *a, **k: (os.kill(os.getpid(), signal.SIGINT), time.sleep(30))\n"
+        "import sys, os, signal, offjax.interop.molecules as m\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job inherits SIG_IGN
+        "m.read = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)\n"
         "from offjax.cli import main; sys.exit(main(['energy', 'C']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
