@@ -68,10 +68,10 @@ def _transposed(cotangents, *args, fun, transpose, n):
 
 
 def _batched(args, dims, *, fun, transpose, n):
-    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not batching.not_mapped)
-    residual_axes = [None if d is batching.not_mapped else d for d in dims[:n]]
+    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+    residual_axes = list(dims[:n])  # None: not mapped
     tangents = [
-        jax.numpy.broadcast_to(a, (size, *a.shape)) if d is batching.not_mapped else jax.numpy.moveaxis(a, d, 0)
+        jax.numpy.broadcast_to(a, (size, *a.shape)) if d is None else jax.numpy.moveaxis(a, d, 0)
         for a, d in zip(args[n:], dims[n:], strict=True)
     ]
     mapped = [jax.vmap(f, in_axes=(residual_axes, 0)) for f in (fun, transpose)]
