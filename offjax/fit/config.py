@@ -32,9 +32,9 @@ class DataSet(_Table):
     """``[[data]]``: one file of reference energies and forces."""
 
     path: Path
-    format: Literal["spice-hdf5"] = "spice-hdf5"
-    include: list[str] = Field(default_factory=list, description="names or wildcards of groups; empty: all")
-    exclude: list[str] = Field(default_factory=list, description="names or wildcards of groups to leave out")
+    format: Literal["spice-hdf5", "descent-arrow"] = "spice-hdf5"
+    include: list[str] = Field(default_factory=list, description="names or wildcards of molecules; empty: all")
+    exclude: list[str] = Field(default_factory=list, description="names or wildcards of molecules to leave out")
     weight: Positive = 1.0
 
 

@@ -37,10 +37,13 @@ from offjax.fit.free import FreeParameters
 from offjax.fit.objective import FitObjective
 from offjax.fit.progress import Silent
 from offjax.fit.result import FitResult, MoleculeResult
-from offjax.interop import spice
+from offjax.interop import descent, spice
 from offjax.interop.files import write_atomically
-from offjax.interop.spice import Record
+from offjax.interop.records import Record
 from offjax.system import System
+
+READERS = {"spice-hdf5": spice.read, "descent-arrow": descent.read}
+"""Formats of reference data; each reader takes a path, ``include``, ``exclude`` and whether ``forces`` are needed."""
 
 INTERRUPTED = "interrupted by Ctrl-C; continue with --resume"
 
@@ -272,7 +275,7 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
     progress.stage("reading reference data")
     records, weights = [], []
     for data in config.data:
-        found = spice.read(
+        found = READERS[data.format](
             data.path, include=data.include, exclude=data.exclude, forces=config.objective.force_weight > 0
         )
         records += found

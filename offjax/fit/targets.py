@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 from offjax.batch import Conformers, SystemBatch
 from offjax.constants import GAS_CONSTANT
 from offjax.fit.config import Objective
-from offjax.interop.spice import Record
+from offjax.interop.records import Record
 
 
 @jax.tree_util.register_dataclass

@@ -17,10 +17,7 @@ names the file, the group and the dataset.
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import h5py
@@ -28,47 +25,11 @@ import numpy as np
 
 from offjax import constants
 from offjax.errors import InputError
+from offjax.interop.records import Record, check_bonds, check_finite, check_shape, parse
 
 LENGTHS = {"bohr": constants.BOHR, "angstrom": constants.ANGSTROM, "nanometer": 1.0, "nm": 1.0}
 ENERGIES = {"hartree": constants.HARTREE, "kcal/mol": constants.KCAL, "kj/mol": 1.0}
 GRADIENTS = {f"{e}/{x}": ENERGIES[e] / LENGTHS[x] for e in ENERGIES for x in LENGTHS}
-
-BOND_RANGE = (0.6, 1.6)
-"""Shortest and longest bond accepted, in sums of covalent radii."""
-
-
-@dataclass(frozen=True, eq=False)
-class Record:
-    """One molecule of a data set: ``positions`` (n, atoms, 3) nm, ``energies`` (n,) kJ/mol, ``forces`` kJ/mol/nm.
-
-    ``forces`` are None where the file has none; ``smiles`` is mapped (map index = atom position + 1); ``source`` is
-    the file.
-    """
-
-    name: str
-    smiles: str
-    inchikey: str
-    positions: np.ndarray
-    energies: np.ndarray
-    forces: np.ndarray | None
-    source: str
-
-    @property
-    def n_conformers(self) -> int:
-        return len(self.energies)
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 over SMILES and numbers."""
-        digest = hashlib.sha256(self.smiles.encode())
-        for array in (self.positions, self.energies, self.forces):
-            if array is not None:
-                digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
-
-    def molecule(self):
-        """The ``openff.toolkit.Molecule`` in the order of the positions."""
-        return _molecule(self.smiles, f"{self.source}, group {self.name!r}", self.name)
 
 
 def read(path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), forces: bool = True) -> list[Record]:
@@ -119,16 +80,16 @@ def _record(path: Path, name: str, group, forces: bool) -> Record:
     if not isinstance(group, h5py.Group):
         raise InputError(f"{where}: expected one group a molecule, found a dataset; is this SPICE's layout?")
     smiles = _smiles(group, where)
-    molecule = _molecule(smiles, where, name)
+    molecule = parse(smiles, f"{where}, smiles", name)
     numbers = np.array([atom.atomic_number for atom in molecule.atoms])
     _check_numbers(group, numbers, where)
     positions = _array(group, "conformations", LENGTHS, where)
     n = len(positions)
     if n == 0:
         raise InputError(f"{where}, conformations: no conformers; leave the molecule out with exclude = [{name!r}]")
-    _check_shape(positions, (n, len(numbers), 3), f"{where}, conformations", "(conformers, atoms of the SMILES, 3)")
+    check_shape(positions, (n, len(numbers), 3), f"{where}, conformations", "(conformers, atoms of the SMILES, 3)")
     energies = _array(group, "dft_total_energy", ENERGIES, where)
-    _check_shape(energies, (n,), f"{where}, dft_total_energy", "(conformers,)")
+    check_shape(energies, (n,), f"{where}, dft_total_energy", "(conformers,)")
     gradient = None
     if forces and "dft_total_gradient" not in group:
         raise InputError(
@@ -137,8 +98,8 @@ def _record(path: Path, name: str, group, forces: bool) -> Record:
         )
     if "dft_total_gradient" in group:
         gradient = _array(group, "dft_total_gradient", GRADIENTS, where)
-        _check_shape(gradient, positions.shape, f"{where}, dft_total_gradient", "the shape of conformations")
-    _check_bonds(molecule, positions, where)
+        check_shape(gradient, positions.shape, f"{where}, dft_total_gradient", "the shape of conformations")
+    check_bonds(molecule, positions, f"{where}, conformations")
     return Record(
         name=name,
         smiles=smiles,
@@ -160,21 +121,6 @@ def _smiles(group, where: str) -> str:
     if text.size != 1:
         raise InputError(f"{where}, smiles: expected one mapped SMILES, found {text.size}")
     return str(text.flat[0])
-
-
-def _molecule(smiles: str, where: str, name: str):
-    from openff.toolkit import Molecule
-
-    try:
-        molecule = Molecule.from_mapped_smiles(smiles, allow_undefined_stereo=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{where}, smiles: {smiles!r} is not a SMILES with explicit hydrogens whose atoms are all mapped 1..n and "
-            f"of known elements ({type(error).__name__}: {reason[:200]})"
-        ) from error
-    molecule.name = name
-    return molecule
 
 
 def _check_numbers(group, numbers: np.ndarray, where: str) -> None:
@@ -208,29 +154,5 @@ def _array(group, key: str, units: dict[str, float], where: str) -> np.ndarray:
     if dataset.dtype.kind != "f":
         raise InputError(f"{where}, {key}: expected floating-point numbers, found {dataset.dtype}")
     values = np.asarray(dataset[()], dtype=np.float64) * units[unit.lower()]
-    if (wrong := np.argwhere(~np.isfinite(values))).size:
-        raise InputError(f"{where}, {key}: {len(wrong)} values are not finite, first at index {wrong[0].tolist()}")
+    check_finite(values, f"{where}, {key}")
     return values
-
-
-def _check_shape(values: np.ndarray, shape: tuple[int, ...], where: str, meaning: str) -> None:
-    if values.shape != shape:
-        raise InputError(f"{where}: shape {values.shape}, expected {shape} = {meaning}")
-
-
-def _check_bonds(molecule, positions: np.ndarray, where: str) -> None:
-    from rdkit import Chem
-
-    radius = Chem.GetPeriodicTable().GetRcovalent
-    for bond in molecule.bonds:
-        i, j = bond.atom1_index, bond.atom2_index
-        expected = constants.ANGSTROM * (radius(bond.atom1.atomic_number) + radius(bond.atom2.atomic_number))
-        length = np.linalg.norm(positions[:, i] - positions[:, j], axis=-1)
-        wrong = np.flatnonzero((length < BOND_RANGE[0] * expected) | (length > BOND_RANGE[1] * expected))
-        if wrong.size:
-            c = wrong[0]
-            raise InputError(
-                f"{where}, conformations: bond {bond.atom1.symbol}{i}-{bond.atom2.symbol}{j} of conformer {c} is "
-                f"{length[c]:.4f} nm long, expected about {expected:.3f}: the unit, the order of the atoms or the "
-                "connectivity is wrong"
-            )

@@ -1,0 +1,127 @@
+"""Reading quantum-chemical reference data as descent writes them: an Arrow table with one row a molecule.
+
+==========  ===================  =================================================================
+``smiles``  text                 mapped SMILES with explicit hydrogens; map index = atom position + 1
+``coords``  list of n*atoms*3    positions, angstrom
+``energy``  list of n            energies, kcal/mol
+``forces``  list of n*atoms*3    kcal/mol/angstrom; may be null or missing
+==========  ===================  =================================================================
+
+The table is an Arrow IPC stream or file, or a folder of them as Hugging Face's ``datasets`` saves one. Reading needs
+pyarrow (``pip install "offjax[arrow]"``). Source of the layout: https://github.com/SimonBoothroyd/descent
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from offjax.constants import ANGSTROM, KCAL
+from offjax.errors import InputError
+from offjax.interop.records import Record, check_bonds, check_finite, parse
+
+
+def read(path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), forces: bool = True) -> list[Record]:
+    """The molecules of a table, in its order; a record's name is its row: ``"row-0"``, ``"row-1"``, ...
+
+    Parameters
+    ----------
+    path
+        The Arrow file, or a folder with ``*.arrow`` files.
+    include, exclude
+        Names, InChIKeys or mapped SMILES of molecules, shell wildcards allowed; a pattern that matches nothing raises.
+    forces
+        Whether forces are needed: a row without them raises.
+
+    Raises
+    ------
+    InputError
+        No such file, pyarrow is missing, not an Arrow table of this layout, or a row that cannot be used.
+    """
+    path = Path(path)
+    records = [_record(path, n, row, forces) for n, row in enumerate(_rows(path))]
+    for pattern in [*include, *exclude]:
+        if not any(_matches(record, [pattern]) for record in records):
+            raise InputError(f"{path}: no row matches {pattern!r}; give row-0 to row-{len(records) - 1}, or InChIKeys")
+    chosen = [r for r in records if (not include or _matches(r, include)) and not _matches(r, exclude)]
+    if not chosen:
+        raise InputError(f"{path}: no molecule is left{' after exclude' if exclude else ': the table has no rows'}")
+    return chosen
+
+
+def _matches(record: Record, patterns: Sequence[str]) -> bool:
+    names = (record.name, record.inchikey)
+    return any(p == record.smiles or any(fnmatch.fnmatchcase(name, p) for name in names) for p in patterns)
+
+
+def _rows(path: Path) -> list[dict]:
+    try:
+        import pyarrow as pa
+    except ImportError:
+        raise InputError(f'{path}: reading Arrow tables needs pyarrow: pip install "offjax[arrow]"') from None
+    files = sorted(path.glob("*.arrow")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise InputError(f"{path}: no such file, and no folder of *.arrow files")
+    rows = []
+    for file in files:
+        data = file.read_bytes()
+        try:
+            source = pa.ipc.open_file(data) if data.startswith(b"ARROW1") else pa.ipc.open_stream(data)
+            table = source.read_all()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{file}: not a complete Arrow table ({error}); was it copied completely?") from error
+        if missing := {"smiles", "coords", "energy"} - set(table.column_names):
+            raise InputError(f"{file}: the columns {', '.join(sorted(missing))} are missing; is this descent's layout?")
+        rows += table.to_pylist()
+    return rows
+
+
+def _record(path: Path, n: int, row: dict, forces: bool) -> Record:
+    name = f"row-{n}"
+    where = f"{path}, {name}"
+    if not isinstance(row["smiles"], str):
+        raise InputError(f"{where}, smiles: expected text, found {row['smiles']!r}")
+    molecule = parse(row["smiles"], f"{where}, smiles", name)
+    energies = _numbers(row["energy"], f"{where}, energy")
+    shape = (len(energies), molecule.n_atoms, 3)
+    if not len(energies):
+        raise InputError(f"{where}, energy: no conformers; leave the molecule out with exclude = [{name!r}]")
+    positions = _table(row["coords"], shape, f"{where}, coords") * ANGSTROM
+    given = row.get("forces")
+    absent = given is None or all(v is None for v in given)
+    check_bonds(molecule, positions, f"{where}, coords")
+    if absent and forces:
+        raise InputError(
+            f"{where}, forces: there are none but forces are asked for; set objective.force_weight = 0 to fit energies"
+        )
+    return Record(
+        name=name,
+        smiles=row["smiles"],
+        inchikey=molecule.to_inchikey(),
+        positions=positions,
+        energies=energies * KCAL,
+        forces=None if absent else _table(given, shape, f"{where}, forces") * (KCAL / ANGSTROM),
+        source=str(path),
+    )
+
+
+def _numbers(values, where: str) -> np.ndarray:
+    try:
+        array = np.asarray([] if values is None else values, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        raise InputError(f"{where}: expected a list of numbers") from None
+    check_finite(array, where)
+    return array
+
+
+def _table(values, shape: tuple[int, ...], where: str) -> np.ndarray:
+    array = _numbers(values, where)
+    if array.size != np.prod(shape):
+        raise InputError(
+            f"{where}: {array.size} numbers, expected {np.prod(shape)} = {shape[0]} energies x {shape[1]} atoms of the "
+            "SMILES x 3"
+        )
+    return array.reshape(shape)
