@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from offjax.cli import check, energy, export, fit, gradient, parameterize
+from offjax.cli import check, energy, export, fit, gradient, parameterize, uncertainty
 from offjax.errors import OffjaxError
 
 HELP = """Differentiable SMIRNOFF force fields on JAX: look at them, check them, fit them.
@@ -39,6 +39,7 @@ app.command()(parameterize.parameterize)
 app.command()(export.export)
 app.command()(fit.fit)
 app.command()(fit.report)
+app.command()(uncertainty.uncertainty)
 
 
 def _version(shown: bool) -> None:

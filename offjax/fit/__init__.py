@@ -7,6 +7,7 @@ from offjax.fit.config import FitConfig
 from offjax.fit.driver import fold, run
 from offjax.fit.progress import Bars, Lines, Silent, for_terminal
 from offjax.fit.result import FitResult, MoleculeResult, summary
+from offjax.fit.uncertainty import Posterior, Prediction, posterior
 
 __all__ = [
     "Bars",
@@ -14,9 +15,12 @@ __all__ = [
     "FitResult",
     "Lines",
     "MoleculeResult",
+    "Posterior",
+    "Prediction",
     "Silent",
     "fold",
     "for_terminal",
+    "posterior",
     "run",
     "summary",
 ]

@@ -63,6 +63,13 @@ def test_fit_writes_its_files_resumes_and_reports(run, config, tmp_path):
     assert run("report", out).code == 0
     assert page.stat().st_size > 1e6
 
+    certain = run("uncertainty", out)
+    assert certain.code == 0, certain.err
+    assert "directions better than the priors" in certain.out and (out / "uncertainty.csv").is_file()
+    document = json.loads(run("uncertainty", out, "--noise", "residuals", "--json").out)
+    assert document["noise"] == "residuals" and 0 < document["n_determined"] <= document["n_parameters"]
+    assert {kind["name"] for kind in document["kinds"]} == {"energy", "force"}
+
     resumed = run("fit", config(2), "--resume")
     assert resumed.code == 0, resumed.err
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]

@@ -1,0 +1,119 @@
+"""``offjax uncertainty``: how well the data of a fit determine its parameters."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from offjax.cli import options
+
+
+class Noise(StrEnum):
+    """Where the size of the errors of the data comes from."""
+
+    scales = "scales"
+    residuals = "residuals"
+
+
+def uncertainty(
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Output directory of a fit.")],
+    noise: Annotated[
+        Noise,
+        typer.Option(
+            "--noise",
+            help="scales: the data are off by about energy_scale and force_scale. residuals: estimate their errors "
+            "from what the fit left over (reduced chi-square), for energies and forces apart.",
+        ),
+    ] = Noise.scales,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many parameters, groups and directions to show.")] = 10,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="CONFIG", help="The fit's configuration, where its files have moved."),
+    ] = None,
+    json: options.JsonOption = False,
+    debug: options.DebugOption = False,
+) -> None:
+    """How well did the data determine the fitted parameters?
+
+        offjax uncertainty fit-output
+
+        offjax uncertainty fit-output --noise residuals
+
+    Prints the standard error of every parameter; what share of it the data decided ("learned": 0 nothing, the prior
+    speaks; 1 everything); groups of parameters that only their combination is known of (|correlation| above 0.9); and
+    the combinations that the data know least.
+
+    The errors hold for the scales that the fit was given (--noise scales), or for the errors that it left
+    (--noise residuals); neither includes what the functional form cannot describe. The reference data are read again:
+    run it where the fit ran.
+
+    Written to DIRECTORY: `uncertainty.csv` (all parameters) and `posterior.npz` (covariance, spectrum).
+    """
+    from offjax.cli import session, tables
+
+    session.start()
+    from offjax.fit import FitConfig, posterior
+
+    with session.working("the Jacobian of the residuals"):
+        found = posterior(directory, noise=noise.value, config=None if config is None else FitConfig.load(config))
+    files = found.write(directory)
+    if json:
+        tables.dump(_document(found))
+    else:
+        _print(found, top)
+        for file in files:
+            tables.line(f"written: {os.path.relpath(file)}")
+
+
+def _document(found) -> dict[str, Any]:
+    return {
+        "noise": found.noise,
+        "kinds": [kind._asdict() for kind in found.kinds],
+        "n_parameters": len(found),
+        "n_determined": found.n_determined,
+        "eigenvalues": found.spectrum[0],
+        "groups": [[str(found.labels[i]) for i in group] for group in found.groups()],
+        "parameters": found.table().to_dict("records"),
+    }
+
+
+def _print(found, top: int) -> None:
+    from offjax.cli.tables import line, show
+    from offjax.interop.units import short
+
+    table = found.table()
+    rows = [
+        (
+            f"{row.section} {row.attribute}",
+            row.id or "",
+            f"{row.value:.5g}",
+            f"{row.standard_error:.2g}",
+            f"{row.prior_width:.3g}",
+            short(row.unit),
+            "-" if row.learned != row.learned else f"{row.learned:.3f}",
+            "at its bound" if row.at_bound else "",
+        )
+        for row in table.sort_values("learned", kind="stable").head(top).itertuples()
+    ]
+    columns = [("parameter", "left"), ("id", "left"), ("value", "right"), ("standard error", "right")]
+    columns += [("prior width", "right"), ("unit", "left"), ("learned", "right"), ("", "left")]
+    show(f"The {len(rows)} of {len(table)} parameters that the data say least about", columns, rows)
+    for k, group in enumerate(found.groups()[:top], start=1):
+        names = [f"{found.labels[i].section} {found.labels[i].key} {found.labels[i].id or ''}" for i in group]
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        line(f"correlated group {k}: {shown}")
+    values = found.spectrum[0]
+    for k in range(len(values) - 1, max(len(values) - 1 - min(top, 3), -1), -1):
+        words = " ".join(f"{c:+.2f} {label.section} {label.key} {label.id or ''}" for label, c in found.direction(k))
+        line(f"known least (information {values[k]:.2g} of the prior's): {words}")
+    for kind in found.kinds:
+        used = "as estimated" if found.noise == "residuals" else "taken as 1"
+        line(
+            f"{kind.name}: {kind.count} residuals, mean square {kind.sum_of_squares / kind.count:.3g}, "
+            f"noise variance {kind.variance:.3g} ({used}), {kind.effective_parameters:.1f} parameters' worth"
+        )
+    line(f"the data determine {found.n_determined} of {len(found)} directions better than the priors")
