@@ -113,7 +113,7 @@ def _print(found, top: int) -> None:
     for kind in found.kinds:
         used = "as estimated" if found.noise == "residuals" else "taken as 1"
         line(
-            f"{kind.name}: {kind.count} residuals, mean square {kind.sum_of_squares / kind.count:.3g}, "
+            f"{kind.name}: {kind.n_residuals} residuals, mean square {kind.sum_of_squares / kind.n_residuals:.3g}, "
             f"noise variance {kind.variance:.3g} ({used}), {kind.effective_parameters:.1f} parameters' worth"
         )
     line(f"the data determine {found.n_determined} of {len(found)} directions better than the priors")

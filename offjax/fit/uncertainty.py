@@ -60,7 +60,7 @@ class Kind(NamedTuple):
 
     name: str
     sum_of_squares: float
-    count: int
+    n_residuals: int
     effective_parameters: float
     variance: float
 
@@ -272,7 +272,7 @@ class Posterior:
         files = [Path(directory) / name for name in ("uncertainty.csv", "posterior.npz")]
         write_atomically(files[0], self.table().to_csv(index=False, lineterminator="\n").encode())
         eigenvalues, directions = self.spectrum
-        arrays = {
+        arrays: dict[str, Any] = {
             "indices": self.selection.indices,
             "theta": self.theta,
             "standard_errors": self.standard_errors,

@@ -122,7 +122,7 @@ def test_the_covariance_is_the_inverse_of_the_fits_matrix(prepared):
     np.testing.assert_allclose(found.learned, 1 - np.diag(expected) / data.free.widths**2, rtol=1e-8)
     eigenvalues, directions = found.spectrum
     np.testing.assert_allclose((directions * eigenvalues) @ directions.T, hessian - np.eye(4), rtol=1e-7, atol=1e-6)
-    assert [kind.count for kind in found.kinds] == [N_CONFORMERS - 1, 3 * N_ATOMS * N_CONFORMERS]
+    assert [kind.n_residuals for kind in found.kinds] == [N_CONFORMERS - 1, 3 * N_ATOMS * N_CONFORMERS]
     draws = found.sample(20000, seed=1)
     np.testing.assert_allclose(draws.std(axis=0), found.standard_errors, rtol=0.03)
 
