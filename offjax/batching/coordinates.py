@@ -11,6 +11,7 @@ functions, which a CPU does not vectorise; singular geometries have rows of zero
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +74,15 @@ def safe_inverse_sqrt(x):
     return jnp.where(positive, inverse_sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
+class Weights(NamedTuple):
+    """What a rows function needs besides the vectors: the rows are proportional to ``scale``, ``ratio`` are numbers
+    without unit.
+    """
+
+    scale: tuple[Any, ...]
+    ratio: tuple[Any, ...] = ()
+
+
 def difference(a, b):
     """b - a by component."""
     return tuple(q - p for p, q in zip(a, b, strict=True))
@@ -97,18 +107,18 @@ def distance(b):
     """r = |b|, with weight 1/r."""
     r2 = dot(b, b)
     inverse = safe_inverse_sqrt(r2)
-    return r2 * inverse, (inverse,)
+    return r2 * inverse, Weights((inverse,))
 
 
 def inverse_distance(b):
     """1/r, with weight -1/r^3. Infinite at r = 0, as the energies that use it are."""
     inverse = inverse_sqrt(dot(b, b))
-    return inverse, (-(inverse * inverse * inverse),)
+    return inverse, Weights((-(inverse * inverse * inverse),))
 
 
 def along(vectors, weights):
     """Row of a function of |b|: weight b."""
-    return (scale(weights[0], vectors[0]),)
+    return (scale(weights.scale[0], vectors[0]),)
 
 
 def angle(u, v):
@@ -127,14 +137,14 @@ def angle(u, v):
     small = t * polynomial(ARCSINE, t * t)
     theta = jnp.where(near_axis, jnp.where(cosine > 0, small, math.pi - small), 0.5 * math.pi - small)
     factor = inverse_w * lengths * lengths
-    return theta, (factor * v2, -factor * u2)
+    return theta, Weights((factor * v2, -factor * u2))
 
 
 def angle_rows(vectors, weights):
     """Rows for u and v: weight_u u x (u x v) and weight_v v x (u x v)."""
     u, v = vectors
     w = cross(u, v)
-    return scale(weights[0], cross(u, w)), scale(weights[1], cross(v, w))
+    return scale(weights.scale[0], cross(u, w)), scale(weights.scale[1], cross(v, w))
 
 
 def dihedral(b1, b2, b3):
@@ -152,7 +162,8 @@ def dihedral(b1, b2, b3):
     cosine = jnp.where(defined, dot(m, n) * inverse, 1.0)
     sine = jnp.where(defined, g * dot(b1, n) * inverse, 0.0)
     factor = jnp.where(defined, g * inverse * inverse, 0.0)
-    return (cosine, sine), (factor * n2, factor * m2, dot(b1, b2) * inverse_g2, dot(b3, b2) * inverse_g2)
+    ratio = (dot(b1, b2) * inverse_g2, dot(b3, b2) * inverse_g2)
+    return (cosine, sine), Weights((factor * n2, factor * m2), ratio)
 
 
 def dihedral_rows(vectors, weights):
@@ -161,7 +172,7 @@ def dihedral_rows(vectors, weights):
     A. Blondel and M. Karplus, J. Comput. Chem. 17, 1132 (1996): no singularity at phi = 0 or pi.
     """
     b1, b2, b3 = vectors
-    of_m, of_n, along_1, along_3 = weights
+    (of_m, of_n), (along_1, along_3) = weights
     row_1, row_3 = scale(of_m, cross(b1, b2)), scale(of_n, cross(b2, b3))
     row_2 = tuple(-(along_1 * p + along_3 * q) for p, q in zip(row_1, row_3, strict=True))
     return row_1, row_2, row_3

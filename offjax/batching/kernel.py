@@ -112,9 +112,12 @@ def _vectors(x: Positions, kind: Kind, atoms):
     return [difference(at[i], at[j]) for i, j in kind.vectors]
 
 
-def _columns(p):
-    """Parameters (..., n) as (..., n, 1), to go with lanes."""
-    return jax.tree.map(lambda v: v[..., None], p)
+def _columns(p, lanes: int):
+    """Parameters (..., n) as (..., n, lanes).
+
+    A product with ones, because its transpose, the sum over lanes, then runs at the full width of the vector unit.
+    """
+    return jax.tree.map(lambda v: v[..., None] @ jnp.ones((1, lanes), v.dtype), p)
 
 
 def _stage(tables: ChunkTables, function, *arguments):
@@ -140,18 +143,18 @@ def energies(p, tables: ChunkTables, x: Positions, forces: bool):
         def term(x, atoms, values, kind=kind):
             vectors = _vectors(x, kind, atoms)
             s, weights = kind.coordinate(*vectors)
-            values = _columns(values)
+            values = _columns(values, s[0].shape[-1])
             if not forces:
                 return kind.potential(s, *values)
             u, slope = jax.jvp(lambda s: kind.potential(s, *values), (s,), (kind.unit(s),))
-            return u, -slope, vectors, weights
+            return u, vectors, weights._replace(scale=scale(-slope, weights.scale))
 
         if not forces:
             terms.append(term(x, tables.atoms[name], p[name]))
             continue
-        u, pull, vectors, weights = _stage(tables, term, x, tables.atoms[name], p[name])
+        u, vectors, weights = _stage(tables, term, x, tables.atoms[name], p[name])
         terms.append(u)
-        rows.extend(scale(pull, row) for row in kind.rows(vectors, weights))
+        rows.extend(kind.rows(vectors, weights))
     total = stack(terms)
     for table in tables.energy_sums:
         total = gather_sum(total, table)
@@ -184,7 +187,7 @@ def parameter_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "jo
 
         def objective(values, kind=kind, s=s, weight=weight, change=change):
             def potential(s):
-                return kind.potential(s, *_columns(values))
+                return kind.potential(s, *_columns(values, s[0].shape[-1]))
 
             if change is None:
                 return jnp.sum(weight * potential(s))
