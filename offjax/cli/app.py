@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from offjax.cli import check, energy, export, fit, gradient, parameterize, uncertainty
+from offjax.cli import check, conflicts, energy, export, fit, gradient, parameterize, uncertainty
 from offjax.errors import OffjaxError
 
 HELP = """Differentiable SMIRNOFF force fields on JAX: look at them, check them, fit them.
@@ -40,6 +40,8 @@ app.command()(export.export)
 app.command()(fit.fit)
 app.command()(fit.report)
 app.command()(uncertainty.uncertainty)
+app.command()(conflicts.conflicts)
+app.command()(conflicts.split)
 
 
 def _version(shown: bool) -> None:

@@ -39,7 +39,7 @@ def fit(
     if output is not None:
         loaded = loaded.model_copy(update={"output": loaded.output.model_copy(update={"directory": output})})
     result = run(loaded, resume=resume, progress=for_terminal())
-    _finish(result)
+    finish(result)
     if result.interrupted:
         raise typer.Exit(130)
 
@@ -57,10 +57,11 @@ def report(
     session.start()
     from offjax.fit import FitResult
 
-    _finish(FitResult.load(directory))
+    finish(FitResult.load(directory))
 
 
-def _finish(result) -> None:
+def finish(result) -> None:
+    """Write the report and print the summary."""
     from offjax import report
     from offjax.cli import session, tables
     from offjax.fit import summary

@@ -4,6 +4,7 @@ A fit is ``run(FitConfig.load("fit.toml"))``; see :mod:`offjax.fit.targets` for 
 """
 
 from offjax.fit.config import FitConfig
+from offjax.fit.conflicts import Conflicts, find_conflicts
 from offjax.fit.driver import fold, run
 from offjax.fit.progress import Bars, Lines, Silent, for_terminal
 from offjax.fit.result import FitResult, MoleculeResult, summary
@@ -11,6 +12,7 @@ from offjax.fit.uncertainty import Posterior, Prediction, posterior
 
 __all__ = [
     "Bars",
+    "Conflicts",
     "FitConfig",
     "FitResult",
     "Lines",
@@ -18,6 +20,7 @@ __all__ = [
     "Posterior",
     "Prediction",
     "Silent",
+    "find_conflicts",
     "fold",
     "for_terminal",
     "posterior",

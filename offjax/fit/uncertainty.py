@@ -43,6 +43,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offjax.errors import InputError
+from offjax.fit.end_point import end_point
 from offjax.fit.objective import FitData, FitObjective, compiled
 from offjax.interop.files import write_atomically
 from offjax.parameters import Label, ParameterSet, Selection
@@ -364,38 +365,20 @@ def _counts(data: FitData) -> tuple[int, int]:
     return energies, 3 * int(np.sum(forces & np.asarray(targets.conformers.row_mask)))
 
 
-def posterior(result, *, noise: Noise = "scales", config=None, progress=None) -> Posterior:
+def posterior(fit, *, noise: Noise = "scales", config=None, progress=None) -> Posterior:
     """The posterior of a finished fit.
 
     Parameters
     ----------
-    result
-        A FitResult, or the output directory of a fit.
+    fit, config, progress
+        See :func:`offjax.fit.end_point.end_point`.
     noise
         ``"scales"`` or ``"residuals"``; see :mod:`offjax.fit.uncertainty`.
-    config
-        The FitConfig to read the data by; None: that of the result, with paths as they were in that run.
-    progress
-        See :mod:`offjax.fit.progress`.
 
     Raises
     ------
     InputError
         The data are not where they were or not what they were, or see :func:`laplace`.
     """
-    from offjax.fit.driver import prepare
-    from offjax.fit.result import FitResult
-
-    if not isinstance(result, FitResult):
-        result = FitResult.load(result)
-    config = result.config if config is None else config
-    with jax.enable_x64(True):
-        data = prepare(config, progress)
-        if data.digest != result.provenance["data_digest"]:
-            raise InputError(
-                f"{result.directory}: the reference data, force field or charges are not those of this fit any more; "
-                "fit again"
-            )
-        objective = data.objective(config)
-        theta = np.asarray(result.fitted.to_vector())[result.selection.indices]
-        return laplace(objective, (theta - objective.start) / objective.scales, noise=noise)
+    config, data, x = end_point(fit, config, progress)
+    return laplace(data.objective(config), x, noise=noise)

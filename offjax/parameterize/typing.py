@@ -40,11 +40,11 @@ def assign(force_field: ForceField, molecules: Sequence[Molecule]) -> list[dict[
         A virtual site at atoms whose number of neighbours the toolkit does not take for its kind.
     """
     found: list[dict[str, np.ndarray]] = [{} for _ in molecules]
-    merged, start = _merged(molecules)
+    whole, start = merged(molecules)
     for section, body in BODY.items():
         if section not in force_field.registered_parameter_handlers:
             continue
-        atoms, rows = _matches(section, body, force_field.get_parameter_handler(section).parameters, merged, start)
+        atoms, rows = _matches(section, body, force_field.get_parameter_handler(section).parameters, whole, start)
         bounds = np.searchsorted(atoms[:, 0], start)
         for u, one in enumerate(found):
             own = slice(bounds[u], bounds[u + 1])
@@ -56,25 +56,25 @@ def assign(force_field: ForceField, molecules: Sequence[Molecule]) -> list[dict[
     return found
 
 
-def _merged(molecules: Sequence[Molecule]):
-    """All molecules as one of RDKit, perceived as the toolkit does it, and the (n + 1,) first atoms."""
+def merged(molecules: Sequence[Molecule]):
+    """All molecules as one of RDKit, perceived as the toolkit does it, and the (n + 1,) first atoms of each."""
     from openff.toolkit.utils import RDKitToolkitWrapper
     from rdkit import Chem
 
     wrapper = RDKitToolkitWrapper()
-    merged = Chem.RWMol()
+    whole = Chem.RWMol()
     for molecule in molecules:
-        merged.InsertMol(wrapper._connection_table_to_rdkit(molecule, aromaticity_model="OEAroModel_MDL"))
-    Chem.GetSSSR(merged)
-    return merged.GetMol(), np.cumsum([0, *(m.n_atoms for m in molecules)])
+        whole.InsertMol(wrapper._connection_table_to_rdkit(molecule, aromaticity_model="OEAroModel_MDL"))
+    Chem.GetSSSR(whole)
+    return whole.GetMol(), np.cumsum([0, *(m.n_atoms for m in molecules)])
 
 
-def _matches(section: str, body: int, parameters, merged, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _matches(section: str, body: int, parameters, whole, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Atoms (n, body) of the merged molecule, ascending, and the row of the last parameter that matches them."""
     atoms, rows = [np.zeros((0, body), np.int32)], [np.zeros(0, np.int32)]
     for row, parameter in enumerate(parameters):
         query, tagged = _query(section, body, parameter)
-        match = merged.GetSubstructMatches(query, uniquify=False, maxMatches=MAX_MATCHES, useChirality=True)
+        match = whole.GetSubstructMatches(query, uniquify=False, maxMatches=MAX_MATCHES, useChirality=True)
         if match:
             atoms.append(np.array(match, dtype=np.int32)[:, tagged])
             rows.append(np.full(len(match), row, dtype=np.int32))

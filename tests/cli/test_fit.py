@@ -70,6 +70,18 @@ def test_fit_writes_its_files_resumes_and_reports(run, config, tmp_path):
     assert document["noise"] == "residuals" and 0 < document["n_determined"] <= document["n_parameters"]
     assert {kind["name"] for kind in document["kinds"]} == {"energy", "force"}
 
+    torn = run("conflicts", out, "-o", "conflicts.json")
+    assert torn.code == 0, torn.err
+    pulls = json.loads((tmp_path / "conflicts.json").read_text())["pulls"]
+    assert "Proposed splits" in torn.out and pulls[0]["parameter"].startswith("Bonds/length")
+    child = "[#6X4;$(*~[#16]):1]-[#1:2]"
+    done = run("split", out, "--section", "Bonds", "-p", "b84", "-s", child, "--no-refit")
+    assert done.code == 0, done.err
+    rows = [p.smirks for p in ForceField(str(tmp_path / "split" / "split.offxml"))["Bonds"].parameters]
+    assert rows.index(child) == rows.index("[#6X4:1]-[#1:2]") + 1
+    unclear = run("split", out, "--smirks", "[#6:1]-[#1:2]")
+    assert unclear.code == 2 and "--smirks needs --parameter and --section" in unclear.err
+
     resumed = run("fit", config(2), "--resume")
     assert resumed.code == 0, resumed.err
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
