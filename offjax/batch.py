@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -42,6 +42,9 @@ from offjax.energy import as_positions
 from offjax.errors import InputError, OffjaxError
 from offjax.parameters import ParameterSet, Schema
 from offjax.system import System
+
+if TYPE_CHECKING:
+    from offjax.relaxation import Relaxed
 
 BOND_RATIO = (0.5, 2.0)
 """Bond lengths in ``pack`` must lie within these multiples of the force field's equilibrium length."""
@@ -373,6 +376,59 @@ class SystemBatch:
     def energies_and_forces(self, p: ParameterSet, conformers: Conformers):
         """Energies (n_conformers,) in kJ/mol and forces (n_rows, 3) in kJ/mol/nm; 0 in padding."""
         return _run(self._theta(p, conformers), conformers, True)
+
+    def minimize(
+        self,
+        p: ParameterSet,
+        conformers: Conformers,
+        *,
+        frozen: Bool[Array, " row"] | None = None,
+        restraint: Float[Array, " row"] | float = 0.0,
+        anchors: Float[Array, "row 3"] | None = None,
+        method=None,
+        tolerance: float = 1e-2,
+        max_steps: int = 5000,
+    ) -> Relaxed:
+        """The minima that all conformers reach from where they are, side by side in one compiled program.
+
+        Each conformer has its own line search and ends by itself. ``positions`` and ``energies`` are differentiable in
+        the parameters (and in ``restraint`` and ``anchors``) once, in forward and reverse mode, by the implicit
+        function theorem: see :mod:`offjax.relaxation`. Inside ``jit`` pass the conformers as an argument.
+
+        Parameters
+        ----------
+        frozen
+            (n_rows,) boolean: atoms that stay where they are, exactly.
+        restraint
+            k of the energy k/2 |x - a|^2 that holds each atom (n_rows,), or all, kJ/mol/nm^2.
+        anchors
+            a, (n_rows, 3) nm; None: the conformers as they are.
+        method
+            A Descent of :mod:`offjax.md`; None: L-BFGS that moves no atom farther than 0.02 nm in a step.
+        tolerance
+            The largest force on an atom at which a conformer is done, kJ/mol/nm.
+        max_steps
+            Evaluations of the energy after which it stops, unconverged.
+
+        Returns
+        -------
+        Relaxed
+            positions, energies (without restraints), largest_force, steps, converged, in the order of the conformers.
+            A conformer that becomes not-a-number is not converged; the others do not notice.
+        """
+        from offjax import relaxation
+
+        return relaxation.minimize(
+            self,
+            p,
+            conformers,
+            frozen=frozen,
+            restraint=restraint,
+            anchors=anchors,
+            method=method,
+            tolerance=tolerance,
+            max_steps=max_steps,
+        )
 
     def plain(self, conformers: Conformers) -> PlainBatch:
         """The same energies and forces by the plain path; slower, differentiable in every mode and to any order.

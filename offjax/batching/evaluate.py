@@ -23,10 +23,10 @@ def term_parameters(values, chunks: Chunks):
     """Type values (see ``Types.values``) as parameters of every term: arrays (chunk, n), torsions (chunk,
     order, n).
     """
-    p = {name: tuple(_at(v, chunks.types[name]) for v in values[name]) for name in ("bonds", "angles", "pairs")}
-    p["torsions"] = tuple(jnp.moveaxis(_at(v, chunks.types["torsions"]), -1, 1) for v in values["torsions"])
-    charge = _at(values["charges"][0], chunks.charge_type) + chunks.charge_offset
-    pairs = jax.vmap(_at)(charge, jnp.moveaxis(chunks.tables.atoms["pairs"], 1, 2))
+    p = {name: tuple(at(v, chunks.types[name]) for v in values[name]) for name in ("bonds", "angles", "pairs")}
+    p["torsions"] = tuple(jnp.moveaxis(at(v, chunks.types["torsions"]), -1, 1) for v in values["torsions"])
+    charge = at(values["charges"][0], chunks.charge_type) + chunks.charge_offset
+    pairs = jax.vmap(at)(charge, jnp.moveaxis(chunks.tables.atoms["pairs"], 1, 2))
     p["pairs"] = (*p["pairs"], chunks.coulomb_scale * pairs[..., 0] * pairs[..., 1])
     return p
 
@@ -41,14 +41,14 @@ def _direct(forces: bool, p, x, chunks: Chunks):
         p, x, tables = arguments
         return kernel.energies(p, tables, tuple(x), forces)
 
-    energy, force = _over_chunks(one, (p, x, chunks.tables), chunks)
-    energy = _at(energy.reshape(-1), chunks.energy_row)
+    energy, force = over_chunks(one, (p, x, chunks.tables), chunks)
+    energy = at(energy.reshape(-1), chunks.energy_row)
     if not forces:
         return energy, None
-    return energy, jnp.stack([_at(f.reshape(-1), chunks.force_row) for f in force], axis=-1)
+    return energy, jnp.stack([at(f.reshape(-1), chunks.force_row) for f in force], axis=-1)
 
 
-def _over_chunks(one, arguments, chunks: Chunks):
+def over_chunks(one, arguments, chunks: Chunks):
     """one(arguments) of every chunk: a loop, on each device over its share."""
 
     def loop(arguments):
@@ -60,13 +60,14 @@ def _over_chunks(one, arguments, chunks: Chunks):
     return jax.shard_map(loop, mesh=chunks.mesh, in_specs=share, out_specs=share, check_vma=False)(arguments)
 
 
-def _at(values, index):
+def at(values, index):
+    """values[index] along the first axis, without a test of the bounds."""
     return values.at[index].get(mode="promise_in_bounds")
 
 
 def from_lanes(packed, chunks: Chunks):
     """Flat rows (n_rows, 3) of packed positions (chunk, 3, atom, lane)."""
-    return jnp.stack([_at(packed[:, axis].reshape(-1), chunks.force_row) for axis in range(3)], axis=-1)
+    return jnp.stack([at(packed[:, axis].reshape(-1), chunks.force_row) for axis in range(3)], axis=-1)
 
 
 def to_lanes(rows, packed, chunks: Chunks):
@@ -75,16 +76,16 @@ def to_lanes(rows, packed, chunks: Chunks):
     """
 
     def spread(chunks, rows):
-        return jnp.stack([_to_lanes(c, chunks.row_of) for c in rows.T], axis=1)
+        return jnp.stack([spread_rows(c, chunks.row_of) for c in rows.T], axis=1)
 
     # lanes of padding never reach an output, so that taking each row once is the transpose
     moved = linear(spread, lambda chunks, lanes: from_lanes(lanes, chunks), chunks, rows)
     return jnp.where((chunks.row_of < rows.shape[0])[:, None], moved, packed)
 
 
-def _to_lanes(values, index):
+def spread_rows(values, index):
     """Flat values at lanes; padding lanes get zero."""
-    return _at(jnp.concatenate([values, jnp.zeros(1, values.dtype)]), index)
+    return at(jnp.concatenate([values, jnp.zeros(1, values.dtype)]), index)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -119,12 +120,12 @@ def _pull(forces, moving, primals, cotangents):
     """Cotangents of parameters and positions of those (w, v) of energies and forces."""
     p, x, chunks = primals
     w, v = cotangents
-    w = _to_lanes(w, chunks.conformer_of)
-    v = jnp.stack([_to_lanes(c, chunks.row_of) for c in v.T], axis=1) if forces else None
+    w = spread_rows(w, chunks.conformer_of)
+    v = jnp.stack([spread_rows(c, chunks.row_of) for c in v.T], axis=1) if forces else None
 
     def one(arguments):
         p, x, tables, w, v = arguments
         gradient = kernel.parameter_gradient(p, tables, tuple(x), w, None if v is None else tuple(v))
         return gradient, kernel.position_gradient(p, tables, tuple(x), w, v) if moving else None
 
-    return _over_chunks(one, (p, x, chunks.tables, w, v), chunks)
+    return over_chunks(one, (p, x, chunks.tables, w, v), chunks)

@@ -2,7 +2,9 @@
 
 Each algorithm is a :class:`Descent`: pure functions ``init(evaluate, x)`` and ``step(evaluate, state)``, one
 evaluation of energy and forces a step, so that it runs in a ``while_loop`` (:func:`minimize`), in a ``scan``
-(:func:`descend`) and under ``vmap``.
+(:func:`descend`) and under ``vmap``. Many systems whose rows share one array are minimised side by side, each with
+its own line search and its own end, when their :class:`Systems` says how rows belong to systems
+(:mod:`offjax.relaxation` does so for thousands of molecules).
 
 The derivative comes from the condition that the forces vanish, not from the steps: at a minimum
 ``grad U(x*(theta), theta) = 0``, so ``dx* = -H^+ d_theta(grad U)`` with the Hessian H (S. G. Krantz and H. R. Parks,
@@ -28,10 +30,23 @@ DENSE_LIMIT = 600
 """Up to this many coordinates the Hessian is built and decomposed; beyond, conjugate residuals use products with it."""
 
 
+class Systems(NamedTuple):
+    """How the rows of an array of positions belong to systems; for one system every value of a system is a scalar.
+
+    ``total(v)`` sums the elements of each system, ``largest(v)`` is the largest Euclidean norm of a row of each, and
+    ``spread(s)`` brings a value of each system to a shape that broadcasts against the positions.
+    """
+
+    total: Callable
+    largest: Callable
+    spread: Callable
+
+
 class Descent(NamedTuple):
-    """A minimisation algorithm: ``init(evaluate, x) -> state`` and ``step(evaluate, state) -> state``.
+    """A minimisation algorithm: ``init(evaluate, x, systems)`` and ``step(evaluate, state, systems)``, both -> state.
 
     ``evaluate(x)`` returns the energy and the forces; every state has ``positions``, ``energy`` and ``forces``.
+    ``systems`` is that of one system if it is left out.
     """
 
     init: Callable
@@ -98,46 +113,80 @@ def minimize(
     if hessian not in (None, "dense", "iterative"):
         raise InputError(f'hessian must be None, "dense" or "iterative", got {hessian!r}')
     method = lbfgs() if method is None else method
-    solve = _solve_dense if hessian == "dense" or (hessian is None and x0.size <= DENSE_LIMIT) else _solve_iteratively
+    dense = hessian == "dense" or (hessian is None and x0.size <= DENSE_LIMIT)
     # Values that the energy closes over become arguments, so that they have derivatives like the others.
     converted, hidden = jax.closure_convert(energy, x0, *args)
 
-    def run(x0, theta):
-        evaluate = _evaluation(lambda x: converted(x, *theta[0], *theta[1]))
-        state = method.init(evaluate, x0)
+    def evaluate(x, theta):
+        return _evaluation(lambda x: converted(x, *theta[0], *theta[1]))(x)
 
-        def unfinished(carry):
-            state, steps = carry
-            return (_largest(state.forces) > tolerance) & (steps < max_steps)
+    def find(x0, theta):
+        return run(lambda x: evaluate(x, theta), x0, method, tolerance, max_steps)
 
-        state, steps = jax.lax.while_loop(
-            unfinished, lambda carry: (method.step(evaluate, carry[0]), carry[1] + 1), (state, jnp.zeros((), int))
+    def solve(product, b, x, theta):
+        return _solve_dense(product, b) if dense else solve_iteratively(product, b)
+
+    return implicit(find, evaluate, solve)(jax.lax.stop_gradient(x0), (args, hidden))
+
+
+def run(evaluate: Callable, x0, method: Descent, tolerance, max_steps, systems: Systems | None = None) -> Minimum:
+    """Steps from ``x0`` until no system has a force above ``tolerance``; a system that is there stays as it is.
+
+    ``steps``, ``largest_force``, ``converged`` and ``energy`` have one entry a system. Not-a-number ends a system
+    with ``converged`` False. Not differentiable: see :func:`implicit`.
+    """
+    systems = ALONE if systems is None else systems
+    state = method.init(evaluate, x0, systems)
+
+    def moving(state, steps):
+        return (systems.largest(state.forces) > tolerance) & (steps < max_steps)
+
+    def advance(carry):
+        state, steps = carry
+        going = moving(state, steps)
+        new = method.step(evaluate, state, systems)
+        here = systems.spread(going)
+        new = new._replace(
+            positions=jnp.where(here, new.positions, state.positions),
+            energy=jnp.where(going, new.energy, state.energy),
+            forces=jnp.where(here, new.forces, state.forces),
         )
-        largest = _largest(state.forces)
-        return Minimum(state.positions, state.energy, largest, steps, largest <= tolerance)
+        return new, steps + going
+
+    steps = jnp.zeros(state.energy.shape, int)
+    state, steps = jax.lax.while_loop(lambda carry: jnp.any(moving(*carry)), advance, (state, steps))
+    largest = systems.largest(state.forces)
+    return Minimum(state.positions, state.energy, largest, steps, largest <= tolerance)
+
+
+def implicit(find: Callable, evaluate: Callable, solve: Callable) -> Callable:
+    """``minimum(x0, theta)``: what ``find(x0, theta)`` finds, with the derivatives in ``theta`` of a true minimum.
+
+    ``evaluate(x, theta)`` gives the energy and the forces of what was minimised; ``solve(product, b, x, theta)``
+    applies H^+ to b, where ``product`` is that with the Hessian at x. Forward and reverse mode; there is no derivative
+    in ``x0``.
+    """
 
     @jax.custom_jvp
     def minimum(x0, theta):
-        return run(x0, theta)
+        return find(x0, theta)
 
     @minimum.defjvp
     def _(primals, tangents):
         x0, theta = primals
         found = minimum(x0, theta)
         x = found.positions
-
-        def gradient(x, theta):
-            return jax.grad(lambda y: converted(y, *theta[0], *theta[1]))(x)
-
-        _, change = jax.jvp(partial(gradient, x), (theta,), (tangents[1],))
-        _, energy_tangent = jax.jvp(lambda t: converted(x, *t[0], *t[1]), (theta,), (tangents[1],))
+        _, (energy_tangent, change) = jax.jvp(partial(evaluate, x), (theta,), (tangents[1],))
         response = jax.lax.custom_linear_solve(
-            lambda v: jax.jvp(lambda y: gradient(y, theta), (x,), (v,))[1], -change, solve, symmetric=True
+            lambda v: -jax.jvp(lambda y: evaluate(y, theta)[1], (x,), (v,))[1],
+            change,
+            lambda product, b: solve(product, b, x, theta),
+            symmetric=True,
         )
         zero = jax.tree.map(_zero_tangent, found)
         return found, zero._replace(positions=response, energy=energy_tangent)
 
-    return minimum(jax.lax.stop_gradient(x0), (args, hidden))
+    return minimum
 
 
 def descend(energy: Callable, x0, *args: Any, method: Descent | None = None, steps: int) -> Minimum:
@@ -151,7 +200,16 @@ def descend(energy: Callable, x0, *args: Any, method: Descent | None = None, ste
     evaluate = _evaluation(lambda x: energy(x, *args))
     state = method.init(evaluate, jnp.asarray(x0))
     state, _ = jax.lax.scan(lambda state, _: (method.step(evaluate, state), None), state, length=steps)
-    return Minimum(state.positions, state.energy, _largest(state.forces), jnp.asarray(steps), jnp.asarray(False))
+    largest = ALONE.largest(state.forces)
+    return Minimum(state.positions, state.energy, largest, jnp.asarray(steps), jnp.asarray(False))
+
+
+def _longest_row(v):
+    return geometry.safe_sqrt(jnp.max(jnp.sum(v * v, axis=-1), initial=0.0))
+
+
+ALONE = Systems(jnp.sum, _longest_row, lambda value: value)
+"""One system: every row is its own."""
 
 
 # --- algorithms -----------------------------------------------------------------------------------------------------
@@ -187,19 +245,26 @@ def fire(
     Source: E. Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006).
     """
 
-    def init(evaluate, x):
+    def init(evaluate, x, systems=ALONE):
         energy, forces = evaluate(x)
-        number = partial(jnp.asarray, dtype=x.dtype)
-        return FireState(x, energy, forces, jnp.zeros_like(x), number(dt), number(alpha_start), jnp.zeros((), int))
 
-    def step(evaluate, state):
-        move = state.dt * state.velocities + state.dt**2 * state.forces
-        x = state.positions + _capped(move, max_step)
+        def number(value):
+            return jnp.full(energy.shape, value, x.dtype)
+
+        return FireState(
+            x, energy, forces, jnp.zeros_like(x), number(dt), number(alpha_start), jnp.zeros(energy.shape, int)
+        )
+
+    def step(evaluate, state, systems=ALONE):
+        total, spread = systems.total, systems.spread
+        time = spread(state.dt)
+        x = state.positions + _capped(time * state.velocities + time**2 * state.forces, max_step, systems)
         energy, forces = evaluate(x)
-        v = state.velocities + 0.5 * state.dt * (state.forces + forces)
-        power = jnp.sum(forces * v)
-        scale = _size(v) / jnp.maximum(_size(forces), jnp.finfo(x.dtype).tiny)
-        v = v + state.mixing * (scale * forces - v)
+        v = state.velocities + 0.5 * time * (state.forces + forces)
+        power = total(forces * v)
+        speed, size = geometry.safe_sqrt(total(v * v)), geometry.safe_sqrt(total(forces * forces))
+        scale = speed / jnp.maximum(size, jnp.finfo(x.dtype).tiny)
+        v = v + spread(state.mixing) * (spread(scale) * forces - v)
         uphill = power < 0
         count = jnp.where(uphill, 0, state.downhill_steps + 1)
         going = (power > 0) & (count > n_min)
@@ -209,7 +274,7 @@ def fire(
             x,
             energy,
             forces,
-            jnp.where(uphill, 0.0, v),
+            jnp.where(spread(uphill), 0.0, v),
             jnp.where(uphill, state.dt * f_dec, step_size),
             jnp.where(uphill, alpha_start, mixing),
             count,
@@ -233,27 +298,33 @@ def steepest_descent(max_step: float = 0.1) -> Descent:
     ``max_step`` is the farthest that a particle moves in a step.
     """
 
-    def init(evaluate, x):
+    def init(evaluate, x, systems=ALONE):
         energy, forces = evaluate(x)
-        return SteepestState(x, energy, forces, jnp.asarray(0.1 * max_step, x.dtype))
+        return SteepestState(x, energy, forces, jnp.full(energy.shape, 0.1 * max_step, x.dtype))
 
-    def step(evaluate, state):
-        largest = jnp.maximum(_largest(state.forces), jnp.finfo(state.positions.dtype).tiny)
-        x = state.positions + state.step_size * state.forces / largest
+    def step(evaluate, state, systems=ALONE):
+        longest = jnp.maximum(systems.largest(state.forces), jnp.finfo(state.positions.dtype).tiny)
+        x = state.positions + systems.spread(state.step_size / longest) * state.forces
         energy, forces = evaluate(x)
         better = energy < state.energy
+        here = systems.spread(better)
         smaller, larger = 0.2 * state.step_size, jnp.minimum(1.2 * state.step_size, max_step)
-        return jax.tree.map(
-            partial(jnp.where, better),
-            SteepestState(x, energy, forces, larger),
-            state._replace(step_size=smaller),
+        return SteepestState(
+            jnp.where(here, x, state.positions),
+            jnp.where(better, energy, state.energy),
+            jnp.where(here, forces, state.forces),
+            jnp.where(better, larger, smaller),
         )
 
     return Descent(init, step)
 
 
 class LbfgsState(NamedTuple):
-    """State of :func:`lbfgs`: where it is, the search direction with the trial step length, and the memory."""
+    """State of :func:`lbfgs`: where it is, the search direction with the trial step length, and the memory.
+
+    ``moves``, ``changes`` and ``weights`` are a ring in which ``next`` is overwritten next; a pair of weight 0 is
+    none. ``curvature`` is the scale of the inverse Hessian, from the last pair.
+    """
 
     positions: Array
     energy: Array
@@ -263,6 +334,8 @@ class LbfgsState(NamedTuple):
     moves: Array
     changes: Array
     weights: Array
+    curvature: Array
+    next: Array
 
 
 def lbfgs(history: int = 20, max_step: float = 0.1) -> Descent:
@@ -274,19 +347,30 @@ def lbfgs(history: int = 20, max_step: float = 0.1) -> Descent:
     in a step. Two-loop recursion: J. Nocedal and S. J. Wright, Numerical Optimization, algorithm 7.4.
     """
 
-    def init(evaluate, x):
+    def init(evaluate, x, systems=ALONE):
         energy, forces = evaluate(x)
         empty = jnp.zeros((history, *x.shape), x.dtype)
-        direction = _capped(forces, 0.1 * max_step)
+        one = jnp.ones(energy.shape, x.dtype)
+        direction = _capped(forces, 0.1 * max_step, systems)
         return LbfgsState(
-            x, energy, forces, direction, jnp.ones((), x.dtype), empty, empty, jnp.zeros(history, x.dtype)
+            x,
+            energy,
+            forces,
+            direction,
+            one,
+            empty,
+            empty,
+            jnp.zeros((history, *one.shape), x.dtype),
+            one,
+            jnp.array(0),
         )
 
-    def step(evaluate, state):
+    def step(evaluate, state, systems=ALONE):
+        total, spread = systems.total, systems.spread
         dtype = state.positions.dtype
-        x = state.positions + state.length * state.direction
+        x = state.positions + spread(state.length) * state.direction
         energy, forces = evaluate(x)
-        slope, new_slope = -jnp.sum(state.forces * state.direction), -jnp.sum(forces * state.direction)
+        slope, new_slope = -total(state.forces * state.direction), -total(forces * state.direction)
         noise = 1e3 * jnp.finfo(dtype).eps * jnp.abs(state.energy)
         armijo = energy <= state.energy + 1e-4 * state.length * slope
         flat = (energy <= state.energy + noise) & (new_slope <= -0.8 * slope)
@@ -295,55 +379,59 @@ def lbfgs(history: int = 20, max_step: float = 0.1) -> Descent:
         failed = ~accepted & (state.length < 1e-6)
 
         move, change = x - state.positions, state.forces - forces
-        curvature = jnp.sum(move * change)
-        positive = curvature > jnp.finfo(dtype).eps * jnp.sum(change * change)
-        remember = accepted & positive
-
-        def pushed(memory, value):
-            return jnp.where(remember, jnp.concatenate([memory[1:], value[None]]), memory)
-
-        moves, changes = pushed(state.moves, move), pushed(state.changes, change)
-        weights = pushed(state.weights, 1.0 / jnp.where(positive, curvature, 1.0))
+        product, square = total(move * change), total(change * change)
+        positive = accepted & (product > jnp.finfo(dtype).eps * square)
+        # The slot of a trial that is not remembered counts nothing.
+        weight = jnp.where(positive, 1.0 / jnp.where(positive, product, 1.0), 0.0)
+        put = partial(jax.lax.dynamic_update_index_in_dim, index=state.next, axis=0)
+        moves, changes, weights = put(state.moves, move), put(state.changes, change), put(state.weights, weight)
         weights = jnp.where(failed, 0.0, weights)
-        x, energy, forces = jax.tree.map(
-            partial(jnp.where, accepted), (x, energy, forces), (state.positions, state.energy, state.forces)
-        )
-        direction = _two_loop(forces, moves, changes, weights)
-        downhill = jnp.sum(direction * forces) > 0
-        direction = _capped(jnp.where(downhill, direction, forces), max_step)
-        direction = jnp.where(failed, _capped(forces, 1e-3 * max_step), direction)
+        curvature = jnp.where(positive, product / jnp.where(positive, square, 1.0), state.curvature)
+        curvature = jnp.where(failed, 1.0, curvature)
+        following = (state.next + 1) % history
+
+        energy = jnp.where(accepted, energy, state.energy)
+        here = spread(accepted)
+        x, forces = jnp.where(here, x, state.positions), jnp.where(here, forces, state.forces)
+        order = (following + jnp.arange(history)) % history
+        direction = _two_loop(forces, moves, changes, weights, curvature, order, systems)
+        downhill = spread(total(direction * forces) > 0)
+        direction = _capped(jnp.where(downhill, direction, forces), max_step, systems)
+        direction = jnp.where(spread(failed), _capped(forces, 1e-3 * max_step, systems), direction)
         new = accepted | failed
         return LbfgsState(
             x,
             energy,
             forces,
-            jnp.where(new, direction, state.direction),
+            jnp.where(spread(new), direction, state.direction),
             jnp.where(new, 1.0, 0.3 * state.length),
             moves,
             changes,
             weights,
+            curvature,
+            following,
         )
 
     return Descent(init, step)
 
 
-def _two_loop(forces, moves, changes, weights):
-    """The product of the approximate inverse Hessian with the forces; memory with weight zero does not count."""
+def _two_loop(forces, moves, changes, weights, curvature, order, systems):
+    """The product of the approximate inverse Hessian with the forces; memory with weight zero does not count.
 
-    def first(q, memory):
-        s, y, weight = memory
-        a = weight * jnp.sum(s * q)
-        return q - a * y, a
+    ``order`` lists the pairs, oldest first.
+    """
+    total, spread = systems.total, systems.spread
 
-    def second(q, memory):
-        s, y, weight, a = memory
-        return q + s * (a - weight * jnp.sum(y * q)), None
+    def first(q, i):
+        a = weights[i] * total(moves[i] * q)
+        return q - spread(a) * changes[i], a
 
-    q, a = jax.lax.scan(first, forces, (moves, changes, weights), reverse=True)
-    last = jnp.sum(changes[-1] ** 2)
-    known = (weights[-1] > 0) & (last > 0)
-    gamma = jnp.where(known, 1.0 / jnp.where(known, weights[-1] * last, 1.0), 1.0)
-    return jax.lax.scan(second, gamma * q, (moves, changes, weights, a))[0]
+    def second(q, ia):
+        i, a = ia
+        return q + moves[i] * spread(a - weights[i] * total(changes[i] * q)), None
+
+    q, a = jax.lax.scan(first, forces, order, reverse=True)
+    return jax.lax.scan(second, spread(curvature) * q, (order, a))[0]
 
 
 # --- pieces ---------------------------------------------------------------------------------------------------------
@@ -357,19 +445,11 @@ def _evaluation(energy):
     return evaluate
 
 
-def _largest(forces):
-    """The largest Euclidean norm of a row."""
-    return geometry.safe_sqrt(jnp.max(jnp.sum(forces * forces, axis=-1), initial=0.0))
-
-
-def _size(v):
-    return geometry.safe_sqrt(jnp.sum(v * v))
-
-
-def _capped(move, longest):
-    """The move, shortened as a whole so that no row is longer than ``longest``."""
-    size = _largest(move)
-    return move * jnp.where(size > longest, longest / jnp.where(size > 0, size, 1.0), 1.0)
+def _capped(move, longest, systems):
+    """The move of each system, shortened as a whole so that no row is longer than ``longest``."""
+    size = systems.largest(move)
+    factor = jnp.where(size > longest, longest / jnp.where(size > 0, size, 1.0), 1.0)
+    return move * systems.spread(factor)
 
 
 def _zero_tangent(value):
@@ -394,31 +474,36 @@ def _solve_dense(product, b):
     return (vectors @ (inverse * (vectors.T @ b.ravel()))).reshape(b.shape)
 
 
-def _solve_iteratively(product, b):
+def solve_iteratively(product: Callable, b, systems: Systems | None = None, level: float | None = None):
     """H^+ b by conjugate residuals (Y. Saad, Iterative Methods for Sparse Linear Systems, algorithm 6.20).
 
     Only products H r enter the step lengths, so a part of b in the null space of H does no harm, unlike with
-    conjugate gradients. It stops when |H r| <= 1e-12 |H b| (1e-6 in single precision): a component of the residual
-    along a mode that is zero but for rounding is below that, and left alone.
+    conjugate gradients. A system stops when |r| <= level |b|, or, as such a part keeps r from that, |H r| <= level
+    |H b|, where ``level`` is 1e-12 (1e-6 in single precision) if not given: a component of the residual along a mode that is
+    zero but for rounding is below that, and left alone.
     """
-    level = 1e-12 if b.dtype == jnp.float64 else 1e-6
+    total, _, spread = ALONE if systems is None else systems
+    if level is None:
+        level = 1e-12 if b.dtype == jnp.float64 else 1e-6
 
-    def inner(a, b):
-        return jnp.sum(a * b)
+    def moving(r, hr, k):
+        return (total(hr * hr) > goal) & (total(r * r) > level**2 * total(b * b)) & (k < 20 * b.size)
 
     def unfinished(carry):
-        _, _, _, hr, _, _, k = carry
-        return (inner(hr, hr) > goal) & (k < 20 * b.size)
+        _, r, _, hr, _, _, k = carry
+        return jnp.any(moving(r, hr, k))
 
     def step(carry):
         x, r, p, hr, hp, rhr, k = carry
-        length = rhr / inner(hp, hp)
+        going = moving(r, hr, k)
+        size = total(hp * hp)
+        length = spread(jnp.where(going, rhr / jnp.where(going, size, 1.0), 0.0))
         x, r = x + length * p, r - length * hp
         hr = product(r)
-        new = inner(r, hr)
-        ratio = new / rhr
+        new = total(r * hr)
+        ratio = spread(jnp.where(going, new / jnp.where(going, rhr, 1.0), 0.0))
         return x, r, r + ratio * p, hr, hr + ratio * hp, new, k + 1
 
     hb = product(b)
-    goal = level**2 * inner(hb, hb)
-    return jax.lax.while_loop(unfinished, step, (jnp.zeros_like(b), b, b, hb, hb, inner(b, hb), 0))[0]
+    goal = level**2 * total(hb * hb)
+    return jax.lax.while_loop(unfinished, step, (jnp.zeros_like(b), b, b, hb, hb, total(b * hb), 0))[0]
