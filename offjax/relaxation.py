@@ -7,8 +7,8 @@ search, its own memory and its own end; the loop of a chunk ends with its last c
 
 with the force constants k_i and anchors a_i of a weak restraint. The derivative is that of
 :func:`offjax.md.minimizers.implicit`: one batch of linear equations with the Hessian of W, solved by conjugate
-residuals conformer by conformer, in memory that does not depend on the number of steps. A conformer without frozen atoms and
-restraints is free: its translations and rotations are projected out of the equations.
+residuals conformer by conformer, in memory that does not depend on the number of steps. A conformer without frozen
+atoms and restraints is free: its translations and rotations are projected out of the equations.
 """
 
 from __future__ import annotations

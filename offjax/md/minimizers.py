@@ -478,9 +478,9 @@ def solve_iteratively(product: Callable, b, systems: Systems | None = None, leve
     """H^+ b by conjugate residuals (Y. Saad, Iterative Methods for Sparse Linear Systems, algorithm 6.20).
 
     Only products H r enter the step lengths, so a part of b in the null space of H does no harm, unlike with
-    conjugate gradients. A system stops when |r| <= level |b|, or, as such a part keeps r from that, |H r| <= level
-    |H b|, where ``level`` is 1e-12 (1e-6 in single precision) if not given: a component of the residual along a mode that is
-    zero but for rounding is below that, and left alone.
+    conjugate gradients. A system stops when |r| <= level |b|, or, as such a part keeps r from that, when
+    |H r| <= level |H b|: a component of the residual along a mode that is zero but for rounding is below that, and
+    left alone. ``level`` is 1e-12 (1e-6 in single precision) if not given.
     """
     total, _, spread = ALONE if systems is None else systems
     if level is None:
