@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from offjax.md.minimizers import minimize
     from offjax.parameters import Label, ParameterSet, Selection
     from offjax.system import System, Term
+    from offjax.terms.user import UserTerm
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ __all__ = [
     "Term",
     "UnassignedParameterError",
     "UnsupportedError",
+    "UserTerm",
     "build_box",
     "minimize",
 ]
@@ -66,6 +68,7 @@ _MODULES = {
     "md.minimizers": ("minimize",),
     "parameters": ("Label", "ParameterSet", "Selection"),
     "system": ("System", "Term"),
+    "terms.user": ("UserTerm",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

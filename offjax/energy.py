@@ -19,11 +19,12 @@ from jaxtyping import Array, Float
 from offjax import interactions, virtual_sites
 from offjax.errors import InputError, PrecisionError, UnsupportedError
 from offjax.interactions import METHODS, PERIODIC, Pairs, Particles, Treatment
-from offjax.nonbonded import ewald, molecule_pairs, scaled_pairs
+from offjax.nonbonded import bonded_pairs, ewald, molecule_pairs, scaled_pairs
 from offjax.nonbonded.neighbors import Capacity, NeighborList, neighbor_list
 from offjax.parameters import ParameterSet, Schema
 from offjax.settings import EWALD_TOLERANCE, GBSASettings, check_cutoff, openmm_methods
 from offjax.terms import angles, bonds, gbsa, torsions
+from offjax.terms.user import UserTerm
 from offjax.topology import reduced_box
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class _Static:
     accumulate: str | None
     layout: tuple[tuple[str, str, int, int], ...]
     gbsa: GBSASettings | None
+    user_valence: tuple[UserTerm, ...]
 
 
 @jax.tree_util.register_dataclass
@@ -126,7 +128,8 @@ class PotentialEnergy:
         return _total(_valid(neighbors, energies, bad))
 
     def by_term(self, p: ParameterSet, positions, box=None, neighbors=None) -> dict[str, Float[Array, ""]]:
-        """Energy by section, kJ/mol: Bonds, Angles, ProperTorsions, ImproperTorsions, vdW, Electrostatics, GBSA."""
+        """Energy by section, kJ/mol: Bonds, Angles, ProperTorsions, ImproperTorsions, vdW, Electrostatics, GBSA, and
+        those of user-defined terms."""
         self._check(p)
         return _valid(neighbors, *_by_term(*self._arguments(p, positions, box, neighbors)))
 
@@ -345,6 +348,9 @@ class PotentialEnergy:
                 angles.energies(x, self.sections["Angles"].atoms, **self._active("Angles", values))
             )
         energies.update(self._torsions(values, x))
+        for term in self.static.user_valence:
+            atoms = self.sections[term.section].atoms
+            energies[term.section] = self._sum(term.energies(x, atoms, values[term.section]))
         for section, parts in self._nonbonded(values, x, box, neighbors, together).items():
             energies[section] = sum(parts.values())
         if self.static.gbsa is not None:
@@ -374,7 +380,11 @@ class PotentialEnergy:
 
     def _nonbonded(self, values, x, box, neighbors, together=False) -> dict[str, dict[str, Float[Array, ""]]]:
         vdw, coulomb = values.get("vdW", {}), values.get("Electrostatics", {})
-        particles = Particles(vdw.get("sigma"), vdw.get("epsilon"), coulomb.get("charge"))
+        user = tuple(
+            term.of_particles(self.sections[term.section].atoms[:, 0], values[term.section], self.static.n_particles)
+            for term in self.static.treatment.user_pairs
+        )
+        particles = Particles(vdw.get("sigma"), vdw.get("epsilon"), coulomb.get("charge"), user)
         pairs = jax.tree.map(lambda v: _cast(v, x.dtype) if np.issubdtype(v.dtype, np.floating) else v, self.pairs)
         return interactions.components(
             self.static.treatment, pairs, particles, x, box, self._sum, neighbors, self.static.accumulate, together
@@ -508,6 +518,7 @@ def build(
     """The plain energy of a System; see :meth:`offjax.System.to_jax`."""
     treatment = _treatment(system, nonbonded_method, in_nm(cutoff), in_nm(switch))
     treatment = _with_ewald(treatment, system.box, ewald_tolerance, pme_grid, pme_alpha)
+    treatment = replace(treatment, user_pairs=system.user_pairs)
     if system.gbsa is not None:
         if treatment.periodic:
             raise UnsupportedError(
@@ -542,7 +553,10 @@ def build(
             layout.append((name, attribute, start, start + matrix.shape[0]))
             matrices.append(matrix)
     n_atoms, n_particles = system.topology.n_atoms, system.n_particles
-    static = _Static(system.parameters.schema, n_atoms, n_particles, treatment, accumulate, tuple(layout), system.gbsa)
+    valence = tuple(term for term in system.user_terms.values() if not term.is_pair)
+    static = _Static(
+        system.parameters.schema, n_atoms, n_particles, treatment, accumulate, tuple(layout), system.gbsa, valence
+    )
     box = system.box if treatment.periodic else None
     return PotentialEnergy(_table(matrices), sections, _pairs(system), box, static)
 
@@ -565,7 +579,26 @@ def _pairs(system: System) -> Pairs:
     full = None
     if system.n_particles <= MAX_ATOMS:
         full = molecule_pairs(system.topology.n_particles, atoms, *scales)[0].atoms
-    return Pairs(full, *scaled, atoms)
+    scales = np.array([system.scale14[term.section] for term in system.user_pairs])
+    separated = separated_pairs(system) if scales.any() else np.zeros((0, 2), np.int32)
+    return Pairs(full, *scaled, atoms, separated, scales, tuple(_classes(system, t) for t in system.user_pairs))
+
+
+def _classes(system: System, term: UserTerm) -> tuple[np.ndarray, np.ndarray]:
+    """(class of every particle, particles of every class): those of one class are made by the same parameters."""
+    instances, matrices = system.terms[term.section], system.assignment[term.section].values()
+    rows = np.concatenate([np.column_stack([*m.table, m.offset]) for m in matrices], axis=1)
+    _, of_slot = np.unique(rows, axis=0, return_inverse=True)
+    n = int(of_slot.max(initial=-1)) + 1
+    of = np.full(system.n_particles, n, dtype=np.int32)
+    of[instances.atoms[:, 0]] = of_slot.reshape(-1)[instances.slot]
+    return of, np.bincount(of, minlength=n)[:n].astype(np.float64)
+
+
+def separated_pairs(system: System) -> np.ndarray:
+    """Pairs of atoms three bonds apart, (n, 2) global indices."""
+    local = [bonded_pairs(m.n_atoms, m.bonds)[3] for m in system.topology.molecules]
+    return system.topology.tile(local, 2)
 
 
 def pairs(system: System):
@@ -588,7 +621,7 @@ def _treatment(system: System, method: str | None, cutoff: float | None, switch:
     if cutoff is not None:
         settings = replace(settings, vdw_cutoff=cutoff, coulomb_cutoff=cutoff)
     if method is None:
-        method = openmm_methods(settings, "vdW" in system.terms, "Electrostatics" in system.terms, system.box).both
+        method = openmm_methods(settings, system.has_vdw, "Electrostatics" in system.terms, system.box).both
     if method not in METHODS:
         raise UnsupportedError(f"nonbonded_method={method!r} is not supported; supported are {', '.join(METHODS)}")
     if method == "NoCutoff":
@@ -596,7 +629,7 @@ def _treatment(system: System, method: str | None, cutoff: float | None, switch:
             raise InputError(f"cutoff and switch need a nonbonded_method with a cutoff: {', '.join(METHODS[1:])}")
         return Treatment()
     if cutoff is None:
-        if "vdW" not in system.terms:
+        if not system.has_vdw:
             cutoff = settings.coulomb_cutoff
         elif "Electrostatics" not in system.terms or settings.vdw_cutoff == settings.coulomb_cutoff:
             cutoff = settings.vdw_cutoff
@@ -605,7 +638,7 @@ def _treatment(system: System, method: str | None, cutoff: float | None, switch:
                 f"the force field cuts vdW at {settings.vdw_cutoff} nm and Coulomb at {settings.coulomb_cutoff} nm; "
                 "pass cutoff=... to use one for both"
             )
-        if switch is None and method != "LJPME" and "vdW" in system.terms and settings.vdw_switch_width > 0:
+        if switch is None and method != "LJPME" and system.has_vdw and settings.vdw_switch_width > 0:
             switch = cutoff - settings.vdw_switch_width
     if not cutoff > 0:
         raise InputError(f"cutoff must be positive, got {cutoff} nm")

@@ -6,6 +6,7 @@ neighbour list (:func:`listed`).
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -20,12 +21,13 @@ from offjax.nonbonded.ewald import Ewald
 from offjax.nonbonded.neighbors import NeighborList
 from offjax.nonbonded.series import inverse_root
 from offjax.terms import electrostatics, vdw
+from offjax.terms.user import UserTerm
 
 
 @dataclass(frozen=True)
 class Treatment:
-    """OpenMM's nonbonded method, the cutoff and switching distance (nm), the parameters of the Ewald sums, and the
-    dielectric constant beyond the cutoff of a reaction field."""
+    """OpenMM's nonbonded method, the cutoff and switching distance (nm), the parameters of the Ewald sums, the
+    dielectric constant beyond the cutoff of a reaction field, and the pair potentials of the user."""
 
     method: str = "NoCutoff"
     cutoff: float = math.inf
@@ -33,6 +35,7 @@ class Treatment:
     coulomb: Ewald | None = None
     dispersion: Ewald | None = None
     reaction_field_dielectric: float = REACTION_FIELD_DIELECTRIC
+    user_pairs: tuple[UserTerm, ...] = ()
 
     @property
     def periodic(self) -> bool:
@@ -51,6 +54,9 @@ class Pairs:
     ``full`` (n, 2) interact fully, within the cutoff; ``scaled`` (n, 2) by their scales, without cutoff and between
     the atoms as they are given, not their images, as in OpenMM; ``exceptions`` (n, 2) are all that are not full: the
     scaled pairs and the excluded ones. ``full`` is None where there are too many: neighbour lists only.
+    ``separated`` (n, 2) are the atoms three bonds apart, for the user's potentials with their ``user_scales``.
+    ``user_classes`` are for each of these the class of every particle (particles of one class have equal parameters;
+    those that take no part have the number of classes) and how many particles each class has.
     """
 
     full: Int[Array, "full 2"] | None
@@ -58,18 +64,25 @@ class Pairs:
     vdw_scale: Float[Array, " scaled"]
     coulomb_scale: Float[Array, " scaled"]
     exceptions: Int[Array, "exception 2"]
+    separated: Int[Array, "separated 2"]
+    user_scales: Float[Array, " user"]
+    user_classes: tuple[tuple[Int[Array, " particle"], Float[Array, " class"]], ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Particles:
-    """sigma (nm), epsilon (kJ/mol), charge (e) of every particle; None where the force field has no such section."""
+    """sigma (nm), epsilon (kJ/mol), charge (e) of every particle; None where the force field has no such section.
+
+    ``user[n]`` are the parameters of ``Treatment.user_pairs[n]``, see :meth:`offjax.terms.user.UserTerm.of_particles`.
+    """
 
     sigma: Float[Array, " particle"] | None
     epsilon: Float[Array, " particle"] | None
     charge: Float[Array, " particle"] | None
+    user: tuple[tuple[Float[Array, " particle"], ...], ...] = ()
 
 
-TOGETHER = "vdW and Electrostatics"
+TOGETHER = "all pairs"
 """The section of direct-space energies that were summed together."""
 
 
@@ -84,7 +97,8 @@ def components(
     accumulate: str | None = None,
     together: bool = False,
 ) -> dict[str, dict[str, Array]]:
-    """``{"vdW": {part: energy}, "Electrostatics": {part: energy}}``, kJ/mol; the parts of a section add up to it.
+    """``{"vdW": {part: energy}, "Electrostatics": {part: energy}}``, kJ/mol, and one item for each pair potential of
+    the user; the parts of a section add up to it.
 
     ``x`` (n_particles, 3) nm; ``box`` (3, 3) nm, or None for methods that are not periodic; ``total`` sums an array.
     With ``neighbors``, the direct part is a sum over the list (``accumulate`` as there), in one pass over the pairs
@@ -103,6 +117,7 @@ def components(
         ("direct", near),
         ("exceptions", scaled(treatment, particles, x, pairs)),
         *long_range(treatment, particles, x, box, pairs.exceptions),
+        ("dispersion", _user_tails(treatment, particles, box, pairs)),
     ]
     parts: dict[str, dict[str, Array]] = {}
     for name, energies in found:
@@ -119,12 +134,31 @@ def direct(treatment: Treatment, particles: Particles, x, box, pairs: Int[Array,
         difference = periodic.minimum_image(difference, box)
     r2 = geometry.dot(difference, difference)
     if treatment.cutoff == math.inf:
-        return pair_potentials(treatment, r2, *_pair_parameters(treatment, particles, i, j))
+        return {
+            **pair_potentials(treatment, r2, *_pair_parameters(treatment, particles, i, j)),
+            **_user_potentials(treatment, particles, r2, i, j),
+        }
     # beyond the cutoff r is replaced before it is used; the comparison keeps NaN inside
     outside = r2 >= treatment.cutoff**2
     r2 = jnp.where(outside, treatment.cutoff**2, r2)
-    energies = pair_potentials(treatment, r2, *_pair_parameters(treatment, particles, i, j))
+    energies = {
+        **pair_potentials(treatment, r2, *_pair_parameters(treatment, particles, i, j)),
+        **{s: _switched(treatment, r2, u) for s, u in _user_potentials(treatment, particles, r2, i, j).items()},
+    }
     return {section: jnp.where(outside, 0.0, u) for section, u in energies.items()}
+
+
+def _user_potentials(treatment: Treatment, particles: Particles, r2, i, j) -> dict[str, Array]:
+    """Energy of each pair in the potentials of the user, without cutoff and switching."""
+    chosen = zip(treatment.user_pairs, particles.user, strict=True)
+    return {t.section: t.pair(r2, tuple(v[i] for v in values), tuple(v[j] for v in values)) for t, values in chosen}
+
+
+def _switched(treatment: Treatment, r2, u):
+    """A potential times the switching function, if there is one."""
+    if treatment.switch is None:
+        return u
+    return u * vdw.switching(jnp.sqrt(r2), treatment.switch, treatment.cutoff)
 
 
 def listed(
@@ -133,7 +167,7 @@ def listed(
     """Energy of all pairs of a neighbour list by section, or of all sections in one pass over the pairs."""
     sections = tuple(
         name for name, value in (("vdW", particles.sigma), ("Electrostatics", particles.charge)) if value is not None
-    )
+    ) + tuple(term.section for term in treatment.user_pairs)
     groups = {TOGETHER: sections} if together else {name: (name,) for name in sections}
     return {
         name: blocks.pair_energy(
@@ -156,19 +190,28 @@ class PairPotential:
     sections: tuple[str, ...]
 
     def parameters(self, particles: Particles) -> tuple[Array, ...]:
-        """What a pair needs of each particle: sigma and sqrt(epsilon), charge."""
+        """What a pair needs of each particle: sigma and sqrt(epsilon), charge, what the user's potentials take."""
         lennard_jones = (particles.sigma, geometry.safe_sqrt(particles.epsilon)) if "vdW" in self.sections else ()
-        return (*lennard_jones, *((particles.charge,) if "Electrostatics" in self.sections else ()))
+        charge = (particles.charge,) if "Electrostatics" in self.sections else ()
+        chosen = zip(self.treatment.user_pairs, particles.user, strict=True)
+        return (*lennard_jones, *charge, *(v for t, values in chosen if t.section in self.sections for v in values))
 
     def __call__(self, r2, first, second):
+        both = iter(zip(first, second, strict=True))
         lennard_jones = c6 = product = None
         if "vdW" in self.sections:
-            sigma, root = zip(first[:2], second[:2], strict=True)
+            sigma, root = next(both), next(both)
             lennard_jones = 0.5 * (sigma[0] + sigma[1]), root[0] * root[1]
             c6 = 4.0 * (sigma[0] * sigma[1]) ** 3 * lennard_jones[1]
         if "Electrostatics" in self.sections:
-            product = first[-1] * second[-1]
-        return sum(pair_potentials(self.treatment, r2, lennard_jones, c6, product, polynomials=True).values())
+            charge = next(both)
+            product = charge[0] * charge[1]
+        terms = [*pair_potentials(self.treatment, r2, lennard_jones, c6, product, polynomials=True).values()]
+        for term in self.treatment.user_pairs:
+            if term.section in self.sections:
+                mine, theirs = zip(*itertools.islice(both, 1 + len(term.names)), strict=True)
+                terms.append(_switched(self.treatment, r2, term.pair(r2, mine, theirs)))
+        return sum(terms)
 
 
 def pair_potentials(
@@ -179,8 +222,7 @@ def pair_potentials(
     ``lennard_jones``: (sigma, epsilon) of the pairs or None; ``c6``: products of dispersion coefficients, for LJPME;
     ``charge_product`` or None. ``polynomials`` take the place of the special functions of Ewald sums, to rounding.
     """
-    cutoff, switch = treatment.cutoff, treatment.switch
-    energies = {}
+    cutoff, energies = treatment.cutoff, {}
     if lennard_jones is not None:
         if treatment.dispersion is None and polynomials:
             u = vdw.potential(1.0, lennard_jones[0] * inverse_root(r2), lennard_jones[1])
@@ -189,9 +231,7 @@ def pair_potentials(
         else:
             of_pair = vdw.ewald_direct_polynomial if polynomials else vdw.ewald_direct_potential
             u = of_pair(r2, *lennard_jones, c6, treatment.dispersion.alpha, cutoff)
-        if switch is not None:
-            u = u * vdw.switching(jnp.sqrt(r2), switch, cutoff)
-        energies["vdW"] = u
+        energies["vdW"] = _switched(treatment, r2, u)
     if charge_product is not None:
         if treatment.coulomb is not None and polynomials:
             u = electrostatics.ewald_direct_polynomial(r2, charge_product, treatment.coulomb.alpha, cutoff)
@@ -215,7 +255,10 @@ def scaled(treatment: Treatment, particles: Particles, x, pairs: Pairs) -> dict[
         energies["vdW"] = pairs.vdw_scale * vdw.potential(r2, *lennard_jones)
     if product is not None:
         energies["Electrostatics"] = electrostatics.potential(r2, pairs.coulomb_scale * product)
-    return energies
+    i, j = pairs.separated[:, 0], pairs.separated[:, 1]
+    r2 = geometry.dot(x[j] - x[i], x[j] - x[i])
+    apart = _user_potentials(treatment, particles, r2, i, j).items()
+    return {**energies, **{s: scale * u for (s, u), scale in zip(apart, pairs.user_scales, strict=True)}}
 
 
 def long_range(
@@ -251,6 +294,26 @@ def long_range(
         ("exclusions", {"vdW": vdw.ewald_excluded_potential(r2, c6[i] * c6[j], alpha)}),
         ("self", {"vdW": ewald.dispersion_self_energies(c6, alpha)}),
     ]
+
+
+def _user_tails(treatment: Treatment, particles: Particles, box, pairs: Pairs) -> dict[str, Array]:
+    """The long-range correction of the user's potentials, by section.
+
+    The parameters of a class are the mean over its particles.
+    """
+    if not treatment.periodic:
+        return {}
+    tails = {}
+    for term, values, (of, counts) in zip(treatment.user_pairs, particles.user, pairs.user_classes, strict=True):
+        if term.long_range_correction and len(counts):
+            n = len(counts)
+            means = [jax.ops.segment_sum(v, of, num_segments=n) / counts for v in values]
+            first, second = tuple(v[:, None] for v in means), tuple(v[None, :] for v in means)
+            tails[term.section] = dispersion.numerical_long_range_energy(
+                lambda r2, term=term, first=first, second=second: term.pair(r2, first, second),
+                counts, len(of), periodic.volume(box), treatment.cutoff, treatment.switch,
+            )  # fmt: skip
+    return tails
 
 
 def _pair_parameters(treatment: Treatment, particles: Particles, i, j):

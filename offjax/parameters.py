@@ -55,7 +55,7 @@ class Label:
         return f"{base}{'' if self.term is None else self.term}_bondorder{self.bond_order}"
 
     def __str__(self) -> str:
-        return f"{self.section}/{self.key} {self.id or ''} {self.smirks}"
+        return " ".join([f"{self.section}/{self.key}", *filter(None, (self.id, self.smirks))])
 
 
 class Schema:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from offjax.errors import InputError
 from offjax.nonbonded import PairList
 from offjax.parameters import ParameterSet
 from offjax.settings import GBSASettings, NonbondedSettings
+from offjax.terms.user import UserTerm
 from offjax.topology import Topology
 
 
@@ -73,7 +74,8 @@ class System:
 
     Make one with :meth:`from_smirnoff`. ``parameters`` are those of the WHOLE force field in MD units; ``terms`` the
     slots and instances by section; ``assignment[section][attribute]`` the sparse affine map from parameters to slots;
-    ``exceptions`` the scaled or excluded pairs of each unique molecule; ``source`` the force field as OFFXML text.
+    ``exceptions`` the scaled or excluded pairs of each unique molecule; ``source`` the force field as OFFXML text;
+    ``user_terms`` the user's definitions by section, ``scale14`` the 1-4 scales of those that are pair potentials.
     """
 
     parameters: ParameterSet
@@ -86,6 +88,8 @@ class System:
     box: np.ndarray | None = None
     charge_methods: tuple[str, ...] = ()
     gbsa: GBSASettings | None = None
+    user_terms: Mapping[str, UserTerm] = field(default_factory=dict)
+    scale14: Mapping[str, float] = field(default_factory=dict)
 
     # --- making, saving, exporting: these call upwards, at call time only -------------------------------------------
 
@@ -99,6 +103,7 @@ class System:
         charge_from_molecules=None,
         partial_bond_orders_from_molecules=None,
         allow_nonintegral_charges: bool = False,
+        user_terms: Sequence[UserTerm] = (),
     ) -> System:
         """Apply a SMIRNOFF force field to molecules.
 
@@ -116,6 +121,9 @@ class System:
             Molecules whose ``fractional_bond_order`` values are used for bond-order interpolation.
         allow_nonintegral_charges
             Accept molecules whose charges differ from their formal charge by more than 0.01 e.
+        user_terms
+            Definitions (:class:`offjax.UserTerm`) of sections outside the SMIRNOFF specification. A definition of a
+            section that the force field does not have is not used.
 
         Raises
         ------
@@ -135,6 +143,7 @@ class System:
             charge_from_molecules=charge_from_molecules,
             partial_bond_orders_from_molecules=partial_bond_orders_from_molecules,
             allow_nonintegral_charges=allow_nonintegral_charges,
+            user_terms=user_terms,
         )
 
     def to_openmm(self, p: ParameterSet | None = None, *, split_terms: bool = False, hydrogen_mass=None):
@@ -168,11 +177,11 @@ class System:
         save(self, path)
 
     @classmethod
-    def load(cls, path) -> System:
-        """Read a System that :meth:`save` wrote."""
+    def load(cls, path, *, user_terms: Sequence[UserTerm] = ()) -> System:
+        """Read a System that :meth:`save` wrote, with the definitions of its user-defined terms: files hold no code."""
         from offjax.interop.storage import load
 
-        return load(path)
+        return load(path, user_terms)
 
     # --- parameters -> slots ----------------------------------------------------------------------------------------
 
@@ -359,6 +368,16 @@ class System:
         )
 
     # --- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def user_pairs(self) -> tuple[UserTerm, ...]:
+        """The pair potentials of the user."""
+        return tuple(term for term in self.user_terms.values() if term.is_pair)
+
+    @property
+    def has_vdw(self) -> bool:
+        """Whether something is cut off as vdW is: <vdW> or a pair potential of the user."""
+        return "vdW" in self.terms or bool(self.user_pairs)
 
     @property
     def masses(self) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from offjax.errors import InputError
 from offjax.interop.files import write_atomically
-from offjax.parameterize import forcefield
+from offjax.parameterize import forcefield, plugins
 from offjax.parameters import Label
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ def to_force_field(system: System, p: ParameterSet | None = None) -> ForceField:
     InputError
         ``p`` belongs to another force field, or has values that are not finite or that SMIRNOFF does not allow.
     """
-    from openff.toolkit import ForceField
-
     p = system.parameters if p is None else p
     schema = system.parameters.schema
     if p.schema is not schema:
@@ -42,7 +40,7 @@ def to_force_field(system: System, p: ParameterSet | None = None) -> ForceField:
         )
     vector = np.asarray(p.to_vector(), dtype=np.float64)
     loaded = np.array([label.loaded for label in schema.flat], dtype=np.float64)
-    force_field = ForceField(system.source, allow_cosmetic_attributes=True)
+    force_field = plugins.force_field([system.source], tuple(system.user_terms.values()))
     for index in np.nonzero(vector.view(np.int64) != loaded.view(np.int64))[0]:
         _write(force_field, schema.flat[index], float(vector[index]))
     return force_field
@@ -64,7 +62,8 @@ def _write(force_field: ForceField, label: Label, value: float) -> None:
 
     if not math.isfinite(value):
         raise InputError(f"{label} is {value}: a force field holds finite numbers only")
-    parameter = force_field.get_parameter_handler(label.section).parameters[label.row]
+    handler = force_field.get_parameter_handler(label.section)
+    parameter = handler if label.row == forcefield.OF_SECTION else handler.parameters[label.row]
     stored = getattr(parameter, label.attribute)
     if label.attribute == "outOfPlaneAngle" and parameter.match == "once" and parameter.type == "DivalentLonePair":
         raise InputError(

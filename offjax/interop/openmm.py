@@ -10,6 +10,7 @@ import numpy as np
 
 from offjax.constants import COULOMB
 from offjax.errors import InputError, UnsupportedError
+from offjax.interop.openmm_user import user_forces
 from offjax.settings import EWALD_TOLERANCE, GBSASettings, OpenMMMethods, openmm_methods
 from offjax.terms import gbsa
 from offjax.topology import Molecule
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from offjax.system import System
 
 FORCE_GROUPS = ("Bonds", "Angles", "ProperTorsions", "ImproperTorsions", "vdW", "Electrostatics", "GBSA")
-"""With ``split_terms=True``, the section at index n is force group n."""
+"""With ``split_terms=True``, the section at index n is force group n; user-defined sections follow in their order."""
 
 
 def to_openmm(
@@ -34,7 +35,8 @@ def to_openmm(
     HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce (propers, then impropers) and ONE NonbondedForce whose
     exceptions hold the 1-2 and 1-3 pairs with zero and the 1-4 pairs with scaled charge product and epsilon. Slots that
     constraints replace (``system.active``) make no term. Virtual sites are LocalCoordinatesSites after all atoms, at
-    the points of :mod:`offjax.virtual_sites`, so that OpenMM moves their forces to the same atoms. ``<GBSA>`` of model
+    the points of :mod:`offjax.virtual_sites`, so that OpenMM moves their forces to the same atoms. User-defined terms
+    become custom forces of their section's name (:mod:`offjax.interop.openmm_user`). ``<GBSA>`` of model
     OBC2 is a GBSAOBCForce where its solvent radius is the 0.14 nm that OpenMM has, every other one a CustomGBForce
     with the equations of :mod:`offjax.terms.gbsa`. No CMMotionRemover is added.
 
@@ -57,12 +59,13 @@ def to_openmm(
     UnsupportedError
         A nonbonded treatment that one NonbondedForce cannot express; the message names it.
     InputError
-        ``hydrogen_mass`` that is not positive or leaves a heavy atom without mass; non-finite parameters.
+        ``hydrogen_mass`` that is not positive or leaves a heavy atom without mass; non-finite parameters; a
+        user-defined term without OpenMM expression, or with one that gives other energies than its function.
     """
     import openmm
 
     values = _slots(system, p)
-    method = openmm_methods(system.nonbonded, "vdW" in system.terms, "Electrostatics" in system.terms, system.box)
+    method = openmm_methods(system.nonbonded, system.has_vdw, "Electrostatics" in system.terms, system.box)
     made = openmm.System()
     for mass in _masses(system, hydrogen_mass).tolist():
         made.addParticle(mass)
@@ -83,10 +86,11 @@ def to_openmm(
         forces["Nonbonded"] = _nonbonded_force(system, nonbonded, method)
     if system.gbsa is not None:
         forces["GBSA"] = _gbsa_force(system, values)
-    for name, force in forces.items():
+    groups = dict(zip((*FORCE_GROUPS, *system.user_terms), range(32), strict=False))
+    for name, force in [*forces.items(), *user_forces(system, values, method)]:
         force.setName(name)
         if split_terms:
-            force.setForceGroup(FORCE_GROUPS.index(name))
+            force.setForceGroup(groups[name])
         made.addForce(force)
     return made
 
@@ -94,7 +98,8 @@ def to_openmm(
 def force_groups(openmm_system: openmm.System) -> dict[int, str]:
     """``{force group: section}`` of a System made with ``split_terms=True``."""
     forces = [openmm_system.getForce(n) for n in range(openmm_system.getNumForces())]
-    return {f.getForceGroup(): f.getName() for f in forces if f.getName() in FORCE_GROUPS}
+    user = len(FORCE_GROUPS)
+    return {f.getForceGroup(): f.getName() for f in forces if f.getName() in FORCE_GROUPS or f.getForceGroup() >= user}
 
 
 def _slots(system: System, p: ParameterSet | None) -> dict[str, dict[str, np.ndarray]]:

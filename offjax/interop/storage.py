@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
@@ -29,10 +29,12 @@ from offjax.virtual_sites import KINDS
 
 if TYPE_CHECKING:
     from offjax.system import System
+    from offjax.terms.user import UserTerm
 
 FORMAT = "offjax-system"
-VERSION = 2
-"""2: virtual sites, whose terms reach beyond the atoms of their molecule, and implicit solvent."""
+VERSION = 3
+"""2: virtual sites, whose terms reach beyond the atoms of their molecule, and implicit solvent. 3: user-defined terms;
+a System without them is written in version 2, which older releases read."""
 
 UNITS = {
     ("Bonds", "k"): "kJ/mol/nm^2",
@@ -74,7 +76,7 @@ def save(system: System, path) -> None:
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         file.attrs["format"] = FORMAT
-        file.attrs["version"] = VERSION
+        file.attrs["version"] = VERSION if system.user_terms else 2
         file.attrs["writer"] = f"offjax {_release()}"
         file.attrs["digest"] = system.digest
         _put(file, "source", system.source, "the force field as OFFXML text")
@@ -85,6 +87,8 @@ def save(system: System, path) -> None:
         if system.gbsa is not None:
             for name, value in asdict(system.gbsa).items():
                 file.require_group("gbsa").attrs[name] = value
+        if system.user_terms:
+            _put_user_terms(file.create_group("user_terms"), system)
         _put(file, "charge_methods", _text(system.charge_methods), "how each unique molecule got its charges")
         _put_parameters(file.create_group("parameters"), system.parameters)
         _put_molecules(file.create_group("molecules"), system)
@@ -114,6 +118,20 @@ def _put(group: h5py.Group, name: str, value, description: str, unit: str | None
     dataset.attrs["description"] = description
     if unit is not None:
         dataset.attrs["unit"] = unit
+
+
+def _put_user_terms(group: h5py.Group, system: System) -> None:
+    group.attrs["order"] = _text(list(system.user_terms))
+    for section, term in system.user_terms.items():
+        one = group.create_group(section)
+        one.attrs["kind"] = term.kind
+        for name in ("attributes", "constants"):
+            one.attrs[name] = _text(list(getattr(term, name)))
+            one.attrs[f"{name}_units"] = _text(list(getattr(term, name).values()))
+        if term.openmm is not None:
+            one.attrs["openmm"] = term.openmm
+        if section in system.scale14:
+            one.attrs["scale14"] = system.scale14[section]
 
 
 def _put_parameters(group: h5py.Group, parameters: ParameterSet) -> None:
@@ -191,23 +209,26 @@ def _put_terms(group: h5py.Group, system: System) -> None:
         for attribute, matrix in system.assignment[section].items():
             entry = one.create_group(attribute)
             entry.attrs["description"] = "slots = sparse(values at rows, columns) @ parameters/values + offset"
-            entry.attrs["unit"] = UNITS.get((section, attribute), "MD units")
+            unit = system.user_terms[section].units[attribute] if section in system.user_terms else "MD units"
+            unit = UNITS.get((section, attribute), unit)
+            entry.attrs["unit"] = unit
             _put(entry, "rows", matrix.rows, "slot of each entry, ascending")
             _put(entry, "columns", matrix.columns, "parameter of each entry")
             _put(entry, "values", matrix.values, "weight of each entry")
-            _put(entry, "offset", matrix.offset, "b", UNITS.get((section, attribute), "MD units"))
+            _put(entry, "offset", matrix.offset, "b", unit)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def load(path) -> System:
-    """Read a System that :func:`save` wrote.
+def load(path, user_terms: Sequence[UserTerm] = ()) -> System:
+    """Read a System that :func:`save` wrote; ``user_terms`` are the definitions of those that it was made with.
 
     Raises
     ------
     InputError
         No such file, not HDF5, truncated or damaged, another schema, or a newer version of it; the message says which.
+        A user-defined term whose definition is missing, or has other attributes than the one that was saved.
     """
     path = Path(os.fspath(path))
     if not path.is_file():
@@ -217,7 +238,7 @@ def load(path) -> System:
             raise InputError(f"{path}: not an HDF5 file; System.load reads what System.save wrote")
         with h5py.File(path, "r") as file:
             _check_format(file, path)
-            return _system(file)
+            return _system(file, _user_terms(file, user_terms))
     except InputError as error:
         raise error if str(error).startswith(str(path)) else InputError(f"{path}: {error}") from error
     except (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
@@ -247,7 +268,29 @@ def _names(value) -> list[str]:
     return [v.decode() if isinstance(v, bytes) else str(v) for v in np.asarray(value).ravel()]
 
 
-def _system(file: h5py.File) -> System:
+def _user_terms(file: h5py.File, given: Sequence[UserTerm]) -> dict[str, UserTerm]:
+    """The definitions of the file's user-defined terms, by section."""
+    if "user_terms" not in file:
+        return {}
+    by_section = {term.section: term for term in given}
+    found = {}
+    for section in _names(file["user_terms"].attrs["order"]):
+        stored = file["user_terms"][section].attrs
+        units = [dict(zip(_names(stored[n]), _names(stored[f"{n}_units"]), strict=True))
+                 for n in ("attributes", "constants")]  # fmt: skip
+        what = f"UserTerm({section!r}, {stored['kind']!r}, ..., attributes={units[0]}, constants={units[1]})"
+        if section not in by_section:
+            raise InputError(
+                f"it has the user-defined term <{section}>, whose function no file holds: pass "
+                f"System.load(path, user_terms=[...]) with the definition that it was made with, {what}"
+            )
+        term = found[section] = by_section[section]
+        if (term.kind, dict(term.attributes), dict(term.constants)) != (stored["kind"], *units):
+            raise InputError(f"{term!r} is not the definition of <{section}> that it was made with, {what}")
+    return found
+
+
+def _system(file: h5py.File, user_terms: dict[str, UserTerm]) -> System:
     from offjax.system import System, Term
 
     parameters = _parameters(file["parameters"])
@@ -282,6 +325,10 @@ def _system(file: h5py.File) -> System:
         box=reduced_box(file["box"][()]) if "box" in file else None,
         charge_methods=tuple(_strings(file["charge_methods"])),
         gbsa=gbsa,
+        user_terms=MappingProxyType(user_terms),
+        scale14=MappingProxyType(
+            {s: float(file["user_terms"][s].attrs["scale14"]) for s, term in user_terms.items() if term.is_pair}
+        ),
     )
     if system.digest != file.attrs["digest"]:
         raise ValueError("molecules and parameters do not give the digest that the file has")

@@ -1,7 +1,9 @@
 """The long-range dispersion correction: what a cutoff and a switching function take from the Lennard-Jones energy."""
 
+import math
 from math import comb
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -52,3 +54,41 @@ def _tail(power: int, cutoff: float, switch: float | None) -> float:
     r = switch + (cutoff - switch) * x
     lost = x**3 * (10.0 - x * (15.0 - 6.0 * x))
     return beyond + float(np.sum(0.5 * (cutoff - switch) * weights * lost * r**-power))
+
+
+POINTS = 64
+"""Gauss-Legendre points from the cutoff to infinity; half as many in the range of the switching function."""
+
+
+def numerical_long_range_energy(potential, counts, n_particles: int, volume, cutoff: float, switch: float | None):
+    """The mean energy of pairs beyond the cutoff of any potential, kJ/mol, as OpenMM's CustomNonbondedForce has it.
+
+    U = 2 pi N^2/V <I>, with I_st the integral of r^2 u_st (1 - S) from the switching distance (without switching: the
+    cutoff) to infinity, and its mean over the N (N + 1)/2 pairs of particles, itself included. ``potential(r2)`` gives
+    u_st (class, class); ``counts`` (class,) particles have it; N is ``n_particles``, others do not interact.
+    Source: OpenMM User Guide, "CustomNonbondedForce". With r = cutoff / t the integral is that of a smooth function of
+    t from 0 to 1.
+    """
+    t, weight = _gauss_legendre(POINTS)
+    r, weight = cutoff / t, weight * cutoff**3 / t**4
+    if switch is not None:
+        s, w = _gauss_legendre(POINTS // 2)
+        inner = switch + (cutoff - switch) * s
+        fading = s**3 * (10.0 - s * (15.0 - 6.0 * s))
+        r = np.concatenate([r, inner])
+        weight = np.concatenate([weight, w * (cutoff - switch) * inner**2 * fading])
+
+    @jax.checkpoint
+    def add(integral, point):
+        return integral + point[1] * potential(point[0] ** 2), None
+
+    points = jnp.asarray(np.stack([r, weight], axis=1), counts.dtype)
+    integral, _ = jax.lax.scan(add, jnp.zeros((len(counts), len(counts)), counts.dtype), points)
+    pairs = 0.5 * (counts @ integral @ counts + jnp.diagonal(integral) @ counts)
+    return 4.0 * math.pi * n_particles / (n_particles + 1) * pairs / volume
+
+
+def _gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points and weights on 0 to 1."""
+    x, w = np.polynomial.legendre.leggauss(n)
+    return 0.5 * (x + 1.0), 0.5 * w

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from offjax import constants
 from offjax.errors import InputError, UnsupportedError
+from offjax.parameterize import plugins
 from offjax.parameters import Label, Schema
 from offjax.settings import GBSASettings, NonbondedSettings
 from offjax.terms import gbsa
+from offjax.terms.user import UserTerm
 
 if TYPE_CHECKING:
     from openff.toolkit import ForceField
@@ -78,8 +80,14 @@ HARMONIC = ("harmonic", "(k/2)*(r-length)^2", "(k/2)*(theta-angle)^2")
 COSINE = ("k*(1+cos(periodicity*theta-phase))", "charmm")
 
 
-def load(force_field) -> ForceField:
+OF_SECTION = -1
+"""The ``row`` of attributes that belong to a section itself, not to one of its parameters."""
+
+
+def load(force_field, user_terms: Sequence[UserTerm] = ()) -> ForceField:
     """A ``ForceField`` from one, a path or name, or a sequence of paths or names (later files add to earlier ones).
+
+    Files may have the sections of ``user_terms``; a ForceField must have been read with them.
 
     Raises
     ------
@@ -102,7 +110,7 @@ def load(force_field) -> ForceField:
         raise InputError("no force field given: pass a ForceField, a path or name, or several files")
     names = [os.fspath(f) for f in files]
     try:
-        loaded = ForceField(*names, allow_cosmetic_attributes=True)
+        loaded = plugins.force_field(names, user_terms)
         _check_cosmetic(loaded, names)
         return loaded
     except InputError:
@@ -116,20 +124,39 @@ def load(force_field) -> ForceField:
         if found := re.search(r"parameter handler class for tag '(\w+)'", str(error)):
             raise UnsupportedError(
                 f"force field {', '.join(names)}: section <{found[1]}> is not supported; supported are "
-                f"{', '.join(SECTIONS)}"
+                f"{', '.join(SECTIONS)}, and those of the definitions in user_terms"
             ) from error
         raise InputError(f"force field {', '.join(names)}: KeyError: {error}") from error
     except Exception as error:
         raise InputError(f"force field {', '.join(names)}: {type(error).__name__}: {error}") from error
 
 
-def shared(force_field) -> ForceField:
+def check_terms(user_terms: Sequence[UserTerm]) -> tuple[UserTerm, ...]:
+    """The definitions, each of a section that has no other meaning.
+
+    Raises
+    ------
+    InputError
+        Something else than a UserTerm, a section of the SMIRNOFF specification, or two definitions of a section.
+    """
+    terms = tuple(user_terms)
+    for n, term in enumerate(terms):
+        if not isinstance(term, UserTerm):
+            raise InputError(f"user_terms must be offjax.UserTerm objects, got {type(term).__name__}")
+        if term.section in SECTIONS:
+            raise InputError(f"<{term.section}> is a section of SMIRNOFF: give the section of {term!r} another name")
+        if any(other.section == term.section for other in terms[:n]):
+            raise InputError(f"user_terms define <{term.section}> twice")
+    return terms
+
+
+def shared(force_field, user_terms: tuple[UserTerm, ...] = ()) -> ForceField:
     """What :func:`load` gives, read once for as long as its files do not change. Not to be modified."""
     if isinstance(force_field, str | os.PathLike):
         force_field = [force_field]
     if not isinstance(force_field, Sequence) or not all(isinstance(f, str | os.PathLike) for f in force_field):
-        return load(force_field)
-    return _shared(tuple(os.fspath(f) for f in force_field), tuple(_stamp(Path(f)) for f in force_field))
+        return load(force_field, user_terms)
+    return _shared(tuple(os.fspath(f) for f in force_field), tuple(_stamp(Path(f)) for f in force_field), user_terms)
 
 
 def _stamp(path: Path) -> tuple | None:
@@ -142,8 +169,8 @@ def _stamp(path: Path) -> tuple | None:
 
 
 @lru_cache(maxsize=4)
-def _shared(names: tuple[str, ...], stamps: tuple) -> ForceField:
-    return load(names)
+def _shared(names: tuple[str, ...], stamps: tuple, user_terms: tuple[UserTerm, ...]) -> ForceField:
+    return load(names, user_terms)
 
 
 COSMETIC = {"parameterize", "parameter_eval", "source", "comment", "description", "note", "notes", "provenance", "name"}
@@ -194,20 +221,53 @@ def _not_found(names: Sequence[str]) -> str:
     return f"force field {', '.join(missing or names)} is neither a file nor an installed name{hint}"
 
 
-def check(force_field: ForceField) -> None:
+def check(force_field: ForceField, user_terms: Sequence[UserTerm] = ()) -> None:
     """Raise UnsupportedError for a section, version or option that offjax would otherwise ignore."""
+    defined = {term.section: term for term in user_terms}
     for name in force_field.registered_parameter_handlers:
         handler = force_field.get_parameter_handler(name)
+        if name in defined:
+            _check_user_section(defined[name], handler)
+            continue
         if name not in SECTIONS:
             raise UnsupportedError(
-                f"section <{name}> is not supported; supported are {', '.join(SECTIONS)}. "
-                f"Remove it with ForceField.deregister_parameter_handler({name!r}) if its energy is not wanted"
+                f"section <{name}> is not supported; supported are {', '.join(SECTIONS)}. Define its energy as an "
+                "offjax.UserTerm and pass it in user_terms, or remove"
+                f" it it with ForceField.deregister_parameter_handler({name!r}) if its energy is not wanted"
             )
         if str(handler.version) not in VERSIONS[name]:
             raise UnsupportedError(
                 f'<{name} version="{handler.version}"> is not supported; versions {", ".join(VERSIONS[name])} are'
             )
     _check_options(force_field)
+
+
+def _check_user_section(term: UserTerm, handler) -> None:
+    """The options of a pair potential, and the constants of any, which may come from a handler of the user's."""
+    for name in term.constants:
+        if getattr(handler, name, None) is None:
+            raise InputError(f"<{term.section}> has no attribute {name}, which {term!r} needs")
+    if not term.is_pair:
+        return
+    for name, allowed in PAIR_OPTIONS.items():
+        value = getattr(handler, name, None)
+        if value not in allowed:
+            raise UnsupportedError(
+                f'<{term.section} {name}="{value}"> is not supported; supported: {", ".join(map(str, allowed))}'
+            )
+    for name in ("scale14", "cutoff", "switch_width"):
+        if getattr(handler, name, None) is None:
+            raise InputError(f"<{term.section}> has no attribute {name}, which a pair potential needs")
+
+
+PAIR_OPTIONS = {
+    "scale12": (0.0,),
+    "scale13": (0.0,),
+    "scale15": (1.0,),
+    "periodic_method": ("cutoff",),
+    "nonperiodic_method": ("no-cutoff",),
+}
+"""What the section of a pair potential may say."""
 
 
 def _check_options(force_field: ForceField) -> None:
@@ -253,24 +313,35 @@ def text(force_field: ForceField) -> str:
     return text.replace(' sa_model=""', ' sa_model="None"')
 
 
-def schema(force_field: ForceField) -> Schema:
+def schema(force_field: ForceField, user_terms: Sequence[UserTerm] = ()) -> Schema:
     """One Label for every numerical value that stands in the force field."""
     labels: dict[str, dict[str, list[Label]]] = {}
-    for section in SECTIONS:
+    attributes = {section: ATTRIBUTES.get(section, ()) for section in SECTIONS}
+    for section in (*SECTIONS, *(term.section for term in user_terms)):
         if section not in force_field.registered_parameter_handlers:
             continue
+        handler = force_field.get_parameter_handler(section)
+        holders = list(enumerate(handler.parameters))
+        defined = next((term for term in user_terms if term.section == section), None)
+        if defined is not None:
+            attributes[section] = defined.names
+            holders.append((OF_SECTION, handler))
         columns: dict[str, list[Label]] = {}
-        for row, parameter in enumerate(force_field.get_parameter_handler(section).parameters):
-            for attribute in ATTRIBUTES.get(section, ()):
-                for (term, order), quantity in values(parameter, attribute).items():
+        for row, holder in holders:
+            for attribute in attributes[section]:
+                if defined is not None and (attribute in defined.constants) != (row == OF_SECTION):
+                    continue
+                for (term, order), quantity in values(holder, attribute).items():
                     unit, factor = unit_factor(quantity.units)
+                    if defined is not None:
+                        _check_dimension(defined, attribute, quantity)
                     label = Label(
                         section=section,
                         attribute=attribute,
                         row=row,
-                        id=parameter.id,
-                        smirks=parameter.smirks,
-                        name=getattr(parameter, "name", None),
+                        id=getattr(holder, "id", None),
+                        smirks=getattr(holder, "smirks", None),
+                        name=getattr(holder, "name", None),
                         term=term,
                         bond_order=order,
                         unit=unit,
@@ -278,8 +349,13 @@ def schema(force_field: ForceField) -> Schema:
                         loaded=float(quantity.magnitude) * factor,
                     )
                     columns.setdefault(attribute, []).append(label)
-        labels[section] = {a: columns[a] for a in ATTRIBUTES.get(section, ()) if a in columns}
+        labels[section] = {a: columns[a] for a in attributes[section] if a in columns}
     return Schema(labels)
+
+
+def _check_dimension(term: UserTerm, attribute: str, quantity) -> None:
+    if not quantity.is_compatible_with(term.units[attribute]):
+        raise InputError(f"<{term.section}> {attribute} is {quantity}, but its unit should be {term.units[attribute]}")
 
 
 def values(parameter, attribute: str) -> dict[tuple[int | None, int | None], Any]:
@@ -346,16 +422,34 @@ _FACTORS = {
 }
 
 
-def settings(force_field: ForceField) -> NonbondedSettings:
-    """The options of <vdW> and <Electrostatics>; the specification's defaults where a section is absent."""
+def settings(force_field: ForceField, user_terms: Sequence[UserTerm] = ()) -> NonbondedSettings:
+    """The options of <vdW> and <Electrostatics>; the specification's defaults where a section is absent.
+
+    Without <vdW>, the cutoff of the user's pair potentials takes its place; with it, they must agree.
+    """
     options: dict[str, Any] = {}
     registered = force_field.registered_parameter_handlers
+    found = ""
+    cut: dict[str, Any] = {}
+    for section in ("vdW", *(term.section for term in user_terms if term.is_pair)):
+        if section not in registered:
+            continue
+        one = force_field.get_parameter_handler(section)
+        chosen = {
+            "vdw_cutoff": float(one.cutoff.m_as("angstrom")) * constants.ANGSTROM,
+            "vdw_switch_width": float(one.switch_width.m_as("angstrom")) * constants.ANGSTROM,
+        }
+        if cut and cut != chosen:
+            raise UnsupportedError(
+                f"<{section}> has another cutoff or switch_width than <{found}>: one neighbour list serves "
+                "all pair potentials, give them the same"
+            )
+        found, cut = section, chosen
+    options.update(cut)
     if "vdW" in registered:
         vdw = force_field.get_parameter_handler("vdW")
         options.update(
             vdw_scale14=float(vdw.scale14),
-            vdw_cutoff=float(vdw.cutoff.m_as("angstrom")) * constants.ANGSTROM,
-            vdw_switch_width=float(vdw.switch_width.m_as("angstrom")) * constants.ANGSTROM,
             vdw_periodic_method=vdw.periodic_method,
             vdw_nonperiodic_method=vdw.nonperiodic_method,
         )

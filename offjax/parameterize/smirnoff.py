@@ -19,8 +19,10 @@ from offjax.parameters import ParameterSet, Schema
 from offjax.settings import GBSASettings, NonbondedSettings
 from offjax.system import System, Term
 from offjax.terms import gbsa
+from offjax.terms.user import KINDS, UserTerm
 from offjax.topology import Molecule, Topology, reduced_box
-from offjax.virtual_sites import KINDS, N_ATOMS
+from offjax.virtual_sites import KINDS as SITE_KINDS
+from offjax.virtual_sites import N_ATOMS
 
 if TYPE_CHECKING:
     import openff.toolkit
@@ -34,15 +36,17 @@ def parameterize(
     charge_from_molecules=None,
     partial_bond_orders_from_molecules=None,
     allow_nonintegral_charges: bool = False,
+    user_terms: Sequence[UserTerm] = (),
 ) -> System:
     """The work behind :meth:`offjax.System.from_smirnoff`."""
     _check_list("charge_from_molecules", charge_from_molecules)
     _check_list("partial_bond_orders_from_molecules", partial_bond_orders_from_molecules)
-    loaded = forcefield.shared(force_field)
-    forcefield.check(loaded)
+    loaded = forcefield.shared(force_field, forcefield.check_terms(user_terms))
+    user_terms = [term for term in user_terms if term.section in loaded.registered_parameter_handlers]
+    forcefield.check(loaded, user_terms)
     molecules, box = _molecules(topology, box)
     source = forcefield.text(loaded)
-    assembly = _Assembly(loaded, source)
+    assembly = _Assembly(loaded, source, user_terms)
 
     known: dict[Any, int] = {}
     unique, copies = [], []
@@ -54,18 +58,19 @@ def parameterize(
         copies.append(known[key])
     smiles = [molecule.to_smiles(mapped=True) for molecule in unique]
     given = charges.Given(charge_from_molecules)
-    for entry in zip(unique, smiles, _typed(loaded, assembly.fingerprint, unique, smiles), strict=True):
+    for entry in zip(unique, smiles, _typed(loaded, assembly, unique, smiles), strict=True):
         assembly.add(*entry, given, partial_bond_orders_from_molecules, allow_nonintegral_charges)
     return assembly.system(np.array(copies, dtype=np.int64), box)
 
 
-def _typed(force_field, fingerprint: str, molecules, smiles: Sequence[str]) -> list[dict[str, np.ndarray]]:
+def _typed(force_field, assembly: _Assembly, molecules, smiles: Sequence[str]) -> list[dict[str, np.ndarray]]:
     """Which parameters apply to the molecules, from the cache or from :func:`typing.assign`."""
-    versions = charges.versions()
-    names = [cache.key("typing", fingerprint, s, versions) for s in smiles]
+    terms = assembly.user_terms
+    versions = charges.versions() + "".join(f"{t.section} {t.kind} {t.complete}" for t in terms)
+    names = [cache.key("typing", assembly.fingerprint, s, versions) for s in smiles]
     found = [cache.read(name) for name in names]
     missing = [n for n, stored in enumerate(found) if stored is None]
-    for n, typed in zip(missing, typing.assign(force_field, [molecules[n] for n in missing]), strict=True):
+    for n, typed in zip(missing, typing.assign(force_field, [molecules[n] for n in missing], terms), strict=True):
         found[n] = typed
         cache.write(names[n], typed)
     return [typed for typed in found if typed is not None]
@@ -162,12 +167,13 @@ SLOT_ATTRIBUTES = {
 class _Assembly:
     """Collects the slots of one unique molecule after the other."""
 
-    def __init__(self, force_field: openff.toolkit.ForceField, source: str) -> None:
+    def __init__(self, force_field: openff.toolkit.ForceField, source: str, user_terms: Sequence[UserTerm]) -> None:
         self.force_field = force_field
+        self.user_terms = user_terms
         self.source = source
         self.fingerprint = hashlib.sha256(source.encode()).hexdigest()
-        self.schema = forcefield.schema(force_field)
-        self.settings: NonbondedSettings = forcefield.settings(force_field)
+        self.schema = forcefield.schema(force_field, user_terms)
+        self.settings: NonbondedSettings = forcefield.settings(force_field, user_terms)
         self.gbsa: GBSASettings | None = forcefield.gbsa_settings(force_field)
         self.index = {
             (label.section, label.attribute, label.row, label.term, label.bond_order): i
@@ -176,6 +182,7 @@ class _Assembly:
         self.sections = {
             s: _Slots(*SLOT_ATTRIBUTES[s]) for s in SLOT_ATTRIBUTES if s in force_field.registered_parameter_handlers
         }
+        self.sections.update({t.section: _Slots(KINDS[t.kind].body, t.names) for t in user_terms})
         self.molecules: list[Molecule] = []
         self.exceptions: list[PairList] = []
         self.charge_methods: list[str] = []
@@ -185,7 +192,11 @@ class _Assembly:
         terms, assignment = {}, {}
         for section, slots in self.sections.items():
             atoms = np.array(slots.atoms, dtype=np.int32).reshape(-1, slots.body)
-            periodicity = np.array(slots.periodicity, dtype=np.int32) if "Torsions" in section else None
+            periodicity = (
+                np.array(slots.periodicity, dtype=np.int32)
+                if section in ("ProperTorsions", "ImproperTorsions")
+                else None
+            )
             kind = np.array(slots.kind, dtype=np.int32) if section == "VirtualSites" else None
             terms[section] = Term.build(section, atoms, np.array(slots.molecule, np.int32), topology, periodicity, kind)
             assignment[section] = MappingProxyType({a: c.matrix(self.schema) for a, c in slots.coordinates.items()})
@@ -200,6 +211,14 @@ class _Assembly:
             box=box,
             charge_methods=tuple(self.charge_methods),
             gbsa=self.gbsa,
+            user_terms=MappingProxyType({t.section: t for t in self.user_terms}),
+            scale14=MappingProxyType(
+                {
+                    t.section: float(self.force_field.get_parameter_handler(t.section).scale14)
+                    for t in self.user_terms
+                    if t.is_pair
+                }
+            ),
         )
 
     # --- one unique molecule ----------------------------------------------------------------------------------------
@@ -238,6 +257,11 @@ class _Assembly:
             self._charges(u, molecule, sites, given, allow_nonintegral)
         if "GBSA" in self.sections:
             self._implicit_solvent(u, molecule, matches, sites)
+        for term in self.user_terms:
+            for atoms, row in _rows(matches, term.section):
+                own = {a: self._one(term.section, a, row) for a in term.attributes}
+                shared = {c: self._one(term.section, c, forcefield.OF_SECTION) for c in term.constants}
+                self._slot(term.section, u, atoms, None, **own, **shared)
         self._virtual_sites(u, sites)
         if "Constraints" in self.sections:
             self._constraints(u, molecule, matches)
@@ -364,7 +388,7 @@ class _Assembly:
         for atoms, row in sites:
             slots.atoms.append(atoms)
             slots.molecule.append(u)
-            slots.kind.append(KINDS.index(parameters[row].type))
+            slots.kind.append(SITE_KINDS.index(parameters[row].type))
             # a kind without in-plane angle stands opposite to the other atoms
             for attribute, default in (("distance", 0.0), ("outOfPlaneAngle", 0.0), ("inPlaneAngle", np.pi)):
                 entries = self._one("VirtualSites", attribute, row, optional=True)
@@ -390,7 +414,7 @@ class _Assembly:
             )
         parameters = self.force_field.get_parameter_handler("VirtualSites").parameters if sites else ()
         for site, (atoms, row) in enumerate(sites, start=n_atoms):
-            for term in range(1, N_ATOMS[KINDS.index(parameters[row].type)] + 1):
+            for term in range(1, N_ATOMS[SITE_KINDS.index(parameters[row].type)] + 1):
                 [(index, _)] = self._one("VirtualSites", "charge_increment", row, term)
                 entries[atoms[term - 1]].append((index, 1.0))
                 entries[site].append((index, -1.0))

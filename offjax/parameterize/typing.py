@@ -9,9 +9,12 @@ import numpy as np
 
 from offjax.errors import InputError, UnassignedParameterError, UnsupportedError
 from offjax.parameterize.charges import describe
+from offjax.terms.user import KINDS
 
 if TYPE_CHECKING:
     from openff.toolkit import ForceField, Molecule
+
+    from offjax.terms.user import UserTerm
 
 BODY = {"Bonds": 2, "Angles": 3, "ProperTorsions": 4, "ImproperTorsions": 4, "vdW": 1, "Constraints": 2, "GBSA": 1}
 
@@ -20,7 +23,9 @@ MAX_MATCHES = 2**32 - 1
 """RDKit's largest number, instead of its default of 1,000 matches."""
 
 
-def assign(force_field: ForceField, molecules: Sequence[Molecule]) -> list[dict[str, np.ndarray]]:
+def assign(
+    force_field: ForceField, molecules: Sequence[Molecule], user_terms: Sequence[UserTerm] = ()
+) -> list[dict[str, np.ndarray]]:
     """For each molecule ``{section + ".atoms": (n, body), section + ".rows": (n,)}``: local atoms and the parameter's
     row, sorted.
 
@@ -40,8 +45,9 @@ def assign(force_field: ForceField, molecules: Sequence[Molecule]) -> list[dict[
         A virtual site at atoms whose number of neighbours the toolkit does not take for its kind.
     """
     found: list[dict[str, np.ndarray]] = [{} for _ in molecules]
+whole, start = merged(molecules)
     whole, start = merged(molecules)
-    for section, body in BODY.items():
+    for section, body in {**BODY, **{term.section: KINDS[term.kind].body for term in user_terms}}.items():
         if section not in force_field.registered_parameter_handlers:
             continue
         atoms, rows = _matches(section, body, force_field.get_parameter_handler(section).parameters, whole, start)
@@ -52,7 +58,7 @@ def assign(force_field: ForceField, molecules: Sequence[Molecule]) -> list[dict[
     for molecule, one in zip(molecules, found, strict=True):
         if "VirtualSites" in force_field.registered_parameter_handlers:
             one.update(_virtual_sites(force_field.get_parameter_handler("VirtualSites"), molecule))
-        _check_coverage(molecule, one)
+        _check_coverage(molecule, one, user_terms)
     return found
 
 
@@ -129,7 +135,7 @@ def _virtual_sites(handler, molecule: Molecule) -> dict[str, np.ndarray]:
     }
 
 
-def _check_coverage(molecule: Molecule, found: dict[str, np.ndarray]) -> None:
+def _check_coverage(molecule: Molecule, found: dict[str, np.ndarray], user_terms: Sequence[UserTerm] = ()) -> None:
     bonded = {tuple(sorted((b.atom1_index, b.atom2_index))) for b in molecule.bonds}
     index = molecule.atom_index
     held = {tuple(map(int, pair)) for pair in found.get("Constraints.atoms", ())}
@@ -140,6 +146,8 @@ def _check_coverage(molecule: Molecule, found: dict[str, np.ndarray]) -> None:
         "Angles": {_ascending(tuple(index(a) for a in angle)) for angle in molecule.angles},
         "ProperTorsions": {_ascending(tuple(index(a) for a in torsion)) for torsion in molecule.propers},
     }
+    like = {"pair": "vdW", "bond": "Bonds", "urey-bradley": "Angles", "angle": "Angles", "torsion": "ProperTorsions"}
+    expected.update({term.section: expected[like[term.kind]] for term in user_terms if term.complete})
     for section, wanted in expected.items():
         if f"{section}.atoms" not in found:
             continue
@@ -152,6 +160,7 @@ def _check_coverage(molecule: Molecule, found: dict[str, np.ndarray]) -> None:
             raise UnassignedParameterError(
                 f"{describe(molecule)}: no parameter in <{section}> for {len(missing)} of {len(wanted)}, first "
                 f"{_name(molecule, missing[0])}. Add a parameter that matches, for example with a general SMIRKS"
+                + ("; or define the term with complete=False" if section not in BODY else "")
             )
         if extra := sorted(have - wanted):
             raise InputError(
