@@ -45,7 +45,6 @@ def assign(
         A virtual site at atoms whose number of neighbours the toolkit does not take for its kind.
     """
     found: list[dict[str, np.ndarray]] = [{} for _ in molecules]
-whole, start = merged(molecules)
     whole, start = merged(molecules)
     for section, body in {**BODY, **{term.section: KINDS[term.kind].body for term in user_terms}}.items():
         if section not in force_field.registered_parameter_handlers:

@@ -175,7 +175,7 @@ def test_another_schema_is_named(file):
 def test_a_newer_version_asks_for_a_newer_offjax(file):
     with h5py.File(file, "r+") as opened:
         opened.attrs["version"] = storage.VERSION + 1
-    with pytest.raises(offjax.InputError, match=r"system\.h5: .*version 3 .*upgrade offjax"):
+    with pytest.raises(offjax.InputError, match=r"system\.h5: .*version 4 .*upgrade offjax"):
         offjax.System.load(file)
 
 
