@@ -1,10 +1,13 @@
 """Whole fits of synthetic data: recovery, resuming, interruption, and the files."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import h5py
 import jax
@@ -161,6 +164,33 @@ def test_a_killed_fit_resumes_exactly(make_config):
         assert {k: v for k, v in a.items() if k not in drop} == {k: v for k, v in b.items() if k not in drop}
     lines = [json.loads(line)["event"] for line in (resumed.directory / "log.jsonl").read_text().splitlines()]
     assert lines == ["resume", *["iteration"] * len(whole.history), "stop"]
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing(make_config, rng):
+    """SIGKILL wherever it falls: while importing, compiling, iterating or writing."""
+    whole = run(FitConfig.load(make_config(method="l-bfgs", iterations=12, output="whole", name="whole.toml")))
+    path = make_config(method="l-bfgs", iterations=12, output="killed", name="killed.toml")
+    checkpoint = path.parent / "killed" / "checkpoint.npz"
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
+    command = [sys.executable, "-m", "offjax", "fit", str(path)]
+
+    def resumed(timeout):
+        started = time.monotonic()
+        resume = ["--resume"] if checkpoint.exists() else []
+        with contextlib.suppress(subprocess.TimeoutExpired):  # subprocess.run then kills with SIGKILL
+            done = subprocess.run(command + resume, env=env, capture_output=True, text=True, timeout=timeout)
+            assert done.returncode == 0, done.stderr
+        return time.monotonic() - started
+
+    duration = resumed(600)
+    shutil.rmtree(checkpoint.parent)
+    for fraction in rng.uniform(0.1, 1.1, size=20):
+        resumed(fraction * duration)
+    resumed(600)
+    killed = FitResult.load(checkpoint.parent)
+    np.testing.assert_array_equal(killed.fitted.to_vector(), whole.fitted.to_vector())
+    assert [e["objective"] for e in killed.history] == [e["objective"] for e in whole.history]
 
 
 def test_ctrl_c_writes_everything_and_exits_with_130(make_config):
