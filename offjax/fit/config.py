@@ -142,6 +142,26 @@ class Optimizer(_Table):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
+class Workers(_Table):
+    """``[workers]``: processes of a Dask cluster that share the molecules; none unless something is set here."""
+
+    count: Annotated[int, Field(ge=1)] = Field(1, description="processes, or jobs of a queueing system")
+    cluster: Literal["local", "slurm", "pbs", "lsf"] = Field("local", description="what starts them")
+    address: str | None = Field(None, description='a running Dask scheduler, for example "tcp://host:8786"')
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="arguments of LocalCluster or of dask-jobqueue's cluster, as queue and memory",
+    )
+    shards: Annotated[int, Field(ge=1)] | None = Field(None, description="parts of the molecules; none: count")
+
+    @property
+    def n_shards(self) -> int:
+        """In how many parts the molecules are divided; 0: no workers."""
+        if self.count == 1 and self.cluster == "local" and self.address is None and self.shards is None:
+            return 0
+        return self.count if self.shards is None else self.shards
+
+
 class Output(_Table):
     """``[output]``: where the results go."""
 
@@ -159,8 +179,15 @@ class FitConfig(_Table):
     split: Split = Split()
     objective: Objective = Objective()
     optimizer: Optimizer = Optimizer()
+    workers: Workers = Workers()
     output: Output = Output()
     source: Path | None = Field(None, exclude=True, repr=False)
+
+    @pydantic.model_validator(mode="after")
+    def _whole_batches(self):
+        if self.workers.n_shards and self.optimizer.minibatch is not None:
+            raise ValueError("optimizer.minibatch cannot be combined with [workers]: leave one of them out")
+        return self
 
     @classmethod
     def load(cls, path, overrides: dict[str, Any] | None = None) -> FitConfig:
@@ -212,8 +239,13 @@ class FitConfig(_Table):
         )
 
     def canonical(self) -> dict[str, Any]:
-        """What decides the result, as plain data: everything but the output directory and where the files lie."""
-        content = self.model_dump(mode="json", exclude={"output"})
+        """What decides the result, as plain data: everything but the output directory and where the files lie.
+
+        Of the workers only the number of shards counts, whose sums are rounded one by one.
+        """
+        content = self.model_dump(mode="json", exclude={"output", "workers"})
+        if self.workers.n_shards:
+            content["shards"] = self.workers.n_shards
         for data in content["data"]:
             data["path"] = Path(data["path"]).name
         files = content["force_field"]

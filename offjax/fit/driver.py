@@ -29,8 +29,8 @@ import numpy as np
 
 from offjax.batch import SystemBatch
 from offjax.errors import InputError, OffjaxError
+from offjax.fit import distributed, metrics, optimizers, targets
 from offjax.fit import free as free_parameters
-from offjax.fit import metrics, optimizers, targets
 from offjax.fit.checkpoint import Checkpoint, differences
 from offjax.fit.config import FitConfig
 from offjax.fit.free import FreeParameters
@@ -70,19 +70,19 @@ def run(config: FitConfig, *, resume: bool = False, progress: Silent | None = No
     """
     progress = Silent() if progress is None else progress
     try:
-        with jax.enable_x64(True):
-            return _run(config, resume, progress)
+        with jax.enable_x64(True), contextlib.ExitStack() as stack:
+            return _run(config, resume, progress, stack)
     finally:
         progress.close()
 
 
-def _run(config: FitConfig, resume: bool, progress: Silent) -> FitResult:
+def _run(config: FitConfig, resume: bool, progress: Silent, stack: contextlib.ExitStack) -> FitResult:
     clock = time.perf_counter()
     directory = config.output.directory
     directory.mkdir(parents=True, exist_ok=True)
     data = prepare(config, progress)
     optimizer = make_optimizer(config)
-    objective = data.objective(config)
+    objective = stack.enter_context(distributed.shared(config, data))
     path = directory / "checkpoint.npz"
     stored = _stored(path, config, data.digest) if resume else None
     log = _Log(directory / "log.jsonl", data.header(config), stored)
@@ -140,11 +140,15 @@ def make_optimizer(config: FitConfig) -> optimizers.Optimizer:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Records and Systems in one order, the split, the free parameters and the packed targets."""
+    """Records and Systems in one order, the split, the free parameters and the packed targets.
+
+    ``weights`` (molecule,) are those of the data sets, 0 for held-out molecules.
+    """
 
     records: list[Record]
     systems: list[System]
     train: np.ndarray
+    weights: np.ndarray
     free: FreeParameters
     targets: targets.Targets
     digest: str
@@ -288,8 +292,9 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
         )
     free = free_parameters.choose(config, [s for s, t in zip(systems, train, strict=True) if t])
     batch = SystemBatch.from_systems(systems)
-    packed = targets.build(batch, records, np.where(train, weights, 0.0), config.objective)
-    return Prepared(records, systems, train, free, packed, _digest(records, systems, train))
+    factors = np.where(train, weights, 0.0)
+    packed = targets.build(batch, records, factors, config.objective)
+    return Prepared(records, systems, train, factors, free, packed, _digest(records, systems, train))
 
 
 def held_out(inchikey: str, config: FitConfig) -> bool:

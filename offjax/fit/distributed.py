@@ -1,0 +1,249 @@
+"""The objective of a fit, its molecules shared by processes of a Dask cluster.
+
+The objective is a sum over molecules, so each *shard* of them is an objective of its own, without prior; its value,
+gradient and J^T J are computed by whichever worker is free and added here, always in the order of the shards: the
+result does not depend on the number of workers, nor on which of them died. What a shard needs lies in a file that
+every worker can read; a worker that takes over from a dead one reads it again, and only the dead worker's tasks are
+repeated. Compiled programs and packed data stay in the worker from one iteration to the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from offjax.batch import SystemBatch
+from offjax.errors import InputError, UnsupportedError
+from offjax.fit import targets
+from offjax.fit.config import FitConfig, Objective, Workers
+from offjax.fit.free import FreeParameters
+from offjax.fit.objective import FitObjective, Parts
+from offjax.interop.files import write_atomically
+from offjax.interop.records import Record
+
+ALLOWED_FAILURES = 10
+"""How often a task may lose its worker before the fit gives up: what kills every worker is in the data."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Some molecules of a fit, as they are sent to a worker; ``weights`` (molecule,) are 0 for held-out ones."""
+
+    batch: SystemBatch
+    records: list[Record]
+    weights: np.ndarray
+    config: Objective
+    free: FreeParameters
+
+    def objective(self) -> FitObjective:
+        """The part of the objective that these molecules make, without prior."""
+        return FitObjective(targets.build(self.batch, self.records, self.weights, self.config), self.free, 0.0)
+
+
+def evaluate(path: str, method: str, x: np.ndarray) -> Any:
+    """On a worker: one method of a shard's objective, as NumPy arrays."""
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, getattr(_objective(path), method)(jnp.asarray(x)))
+
+
+@cache
+def _objective(path: str) -> FitObjective:
+    import cloudpickle
+
+    return cloudpickle.loads(Path(path).read_bytes()).objective()
+
+
+def parts(path: str, x: np.ndarray) -> tuple[list[float], list[np.ndarray], list[np.ndarray]]:
+    """On a worker: a shard's sums of squares for energies and forces, and each molecule's energies and forces."""
+    found = evaluate(path, "parts", x)
+    packed = _objective(path).data.targets
+    energies, forces = (packed.batch.unpack(v, packed.conformers) for v in (found.energies, found.forces))
+    return [found.energy, found.force], energies, forces
+
+
+class DistributedObjective(FitObjective):
+    """The objective whose terms are computed by the workers of a Dask client.
+
+    ``shards`` are the molecules of each shard, as positions in the batch of ``targets``; ``files`` where the workers
+    find them.
+    """
+
+    def __init__(self, whole: targets.Targets, free: FreeParameters, prior_weight: float, shards, files, client):
+        super().__init__(whole, free, prior_weight)
+        self.shards, self.files, self.client = shards, files, client
+        self.scalar = self._traceable()
+
+    def _all(self, function, x, *arguments) -> list[Any]:
+        """The results of all shards, in their order."""
+        x = np.asarray(x, dtype=np.float64)
+        return self.client.gather([self.client.submit(function, f, *arguments, x, pure=False) for f in self.files])
+
+    @cached_property
+    def _prior(self) -> Float[np.ndarray, " n"]:
+        return np.asarray(self.data.prior)
+
+    def value_and_gradient(self, x, data=None):
+        """f(x) and its gradient."""
+        if data is not None and data is not self.data:
+            raise UnsupportedError(
+                "workers share whole batches only; leave out optimizer.minibatch or [workers]"
+            )
+        found = self._all(evaluate, x, "value_and_gradient")
+        residual = self._prior * np.asarray(x)
+        value = sum(v for v, _ in found) + 0.5 * np.sum(residual**2)
+        return jnp.asarray(value), jnp.asarray(sum(g for _, g in found) + self._prior * residual)
+
+    def gauss_newton(self, x):
+        """f, J^T r and J^T J."""
+        found = self._all(evaluate, x, "gauss_newton")
+        residual = self._prior * np.asarray(x)
+        value, gradient, matrix = (sum(column) for column in zip(*found, strict=True))
+        return (
+            jnp.asarray(value + 0.5 * np.sum(residual**2)),
+            jnp.asarray(gradient + self._prior * residual),
+            jnp.asarray(matrix + np.diag(self._prior**2)),
+        )
+
+    def parts(self, x) -> Parts:
+        """The terms of f, and energies and forces of all molecules in the layout of the whole batch."""
+        found = self._all(parts, x)
+        whole = self.data.targets
+        order = np.argsort(np.concatenate(self.shards))
+
+        def flat(k):
+            molecules = [v for part in found for v in part[k]]
+            return jnp.asarray(whole.batch.flatten([molecules[m] for m in order], whole.conformers))
+
+        energy, force = (jnp.asarray(sum(column)) for column in zip(*(sums for sums, _, _ in found), strict=True))
+        prior = jnp.asarray(0.5 * np.sum((self._prior * np.asarray(x)) ** 2))
+        return Parts(energy, force, prior, flat(1), flat(2))
+
+    def _traceable(self):
+        """f as a function that JAX can trace and differentiate once: its value and gradient come from the workers."""
+
+        def call(x):
+            return jax.tree.map(np.asarray, self.value_and_gradient(x))
+
+        def both(x):
+            shapes = (jax.ShapeDtypeStruct((), x.dtype), jax.ShapeDtypeStruct(x.shape, x.dtype))
+            return jax.pure_callback(call, shapes, x)
+
+        @jax.custom_jvp
+        def scalar(x, data):
+            return both(x)[0]
+
+        @scalar.defjvp
+        def rule(primals, tangents):
+            value, gradient = both(primals[0])
+            return value, gradient @ tangents[0]
+
+        return scalar
+
+
+@contextlib.contextmanager
+def shared(config: FitConfig, prepared) -> Iterator[FitObjective]:
+    """The objective of a :class:`offjax.fit.driver.Prepared`, computed by the workers that ``[workers]`` asks for.
+
+    Raises
+    ------
+    UnsupportedError
+        Dask, or dask-jobqueue for a queueing system, is not installed.
+    """
+    if not config.workers.n_shards:
+        yield prepared.objective(config)
+        return
+    cloudpickle = _required("cloudpickle", "distributed")
+    cost = [r.n_conformers * r.positions.shape[1] ** 2 for r in prepared.records]
+    shards = balanced(cost, config.workers.n_shards)
+    with (
+        tempfile.TemporaryDirectory(prefix="workers-", dir=config.output.directory) as folder,
+        _client(config.workers) as client,
+    ):
+        files = []
+        for k, chosen in enumerate(shards):
+            shard = Shard(
+                SystemBatch.from_systems([prepared.systems[m] for m in chosen]),
+                [prepared.records[m] for m in chosen],
+                prepared.weights[chosen],
+                config.objective,
+                prepared.free,
+            )
+            files.append(os.path.abspath(os.path.join(folder, f"shard-{k}")))
+            write_atomically(files[-1], cloudpickle.dumps(shard))
+        yield DistributedObjective(
+            prepared.targets, prepared.free, config.objective.prior_weight, shards, files, client
+        )
+
+
+def balanced(cost: Sequence[float], n: int) -> list[np.ndarray]:
+    """Indices of at most n parts of about equal cost, each sorted; the largest first, each to the cheapest part.
+
+    >>> [part.tolist() for part in balanced([5, 1, 1, 4, 3], 2)]
+    [[0, 1, 2], [3, 4]]
+    """
+    parts: list[list[int]] = [[] for _ in range(min(n, len(cost)))]
+    filled = np.zeros(len(parts))
+    for item in np.argsort(-np.asarray(cost), kind="stable"):
+        chosen = int(np.argmin(filled))
+        parts[chosen].append(int(item))
+        filled[chosen] += cost[item]
+    return [np.sort(part) for part in parts]
+
+
+def _required(module: str, extra: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UnsupportedError(
+            f"[workers] needs {module}, which is not installed: pip install 'offjax[{extra}]'"
+        ) from None
+
+
+@contextlib.contextmanager
+def _client(workers: Workers) -> Iterator[Any]:
+    """A Dask client with workers; the cluster ends with the fit, a scheduler given by its address does not."""
+    distributed = _required("distributed", "distributed")
+    with contextlib.ExitStack() as stack:
+        settings = {"distributed.scheduler.allowed-failures": ALLOWED_FAILURES}
+        stack.enter_context(_required("dask", "distributed").config.set(settings))
+        if workers.address is not None:
+            try:
+                yield stack.enter_context(distributed.Client(workers.address, timeout=30))
+            except OSError as error:
+                raise InputError(f"workers.address: no Dask scheduler answers at {workers.address}: {error}") from None
+            return
+        if workers.cluster == "local":
+            # one core each: XLA would give every worker all cores
+            environment = {"NPROC": "1"}
+            if jax.config.jax_compilation_cache_dir:
+                environment["JAX_COMPILATION_CACHE_DIR"] = str(jax.config.jax_compilation_cache_dir)
+            cluster = distributed.LocalCluster(
+                n_workers=workers.count,
+                threads_per_worker=1,
+                memory_limit=0,
+                dashboard_address=":0",
+                env=environment,
+                **workers.options,
+            )
+        else:
+            jobqueue = _required("dask_jobqueue", "jobqueue")
+            made = {"slurm": jobqueue.SLURMCluster, "pbs": jobqueue.PBSCluster, "lsf": jobqueue.LSFCluster}
+            cluster = made[workers.cluster](**({"cores": 1, "processes": 1, "memory": "4GB"} | workers.options))
+            cluster.scale(jobs=workers.count)
+        stack.enter_context(cluster)
+        client = stack.enter_context(distributed.Client(cluster))
+        client.wait_for_workers(1)
+        yield client

@@ -1,0 +1,68 @@
+"""Fits whose molecules are shared by Dask workers in other processes."""
+
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from offjax import InputError
+from offjax.fit import FitConfig, distributed, driver, run
+
+WORKERS = "\n[workers]\ncount = 2\nshards = 3\n"
+
+
+@pytest.fixture(scope="module")
+def both(data_file, tmp_path_factory):
+    """The objective in this process, and the same computed by two workers."""
+    from .conftest import config_text
+
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "out").mkdir()
+    path = folder / "fit.toml"
+    path.write_text(config_text(data_file, prior="20.0") + WORKERS)
+    config = FitConfig.load(path)
+    with jax.enable_x64(True):
+        prepared = driver.prepare(config)
+        with distributed.shared(config, prepared) as objective:
+            yield prepared.objective(config), objective
+
+
+def test_sums_over_shards_are_the_objective(both, rng):
+    alone, shared = both
+    x = jnp.asarray(rng.normal(scale=0.1, size=len(alone.start)))
+    for method in ("value_and_gradient", "gauss_newton", "parts"):
+        for a, b in zip(getattr(alone, method)(x), getattr(shared, method)(x), strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-10, atol=1e-9 * np.abs(a).max())
+    value, gradient = jax.jit(jax.value_and_grad(shared.scalar))(x, None)
+    np.testing.assert_allclose(value, alone.value(x), rtol=1e-12)
+    np.testing.assert_allclose(gradient, alone.value_and_gradient(x)[1], rtol=1e-10, atol=1e-9)
+
+
+def test_a_dead_worker_costs_its_tasks_only(both):
+    _, shared = both
+    x = jnp.zeros(len(shared.start))
+    before = shared.gauss_newton(x)
+    pids = shared.client.run(os.getpid)
+    assert len(set(pids.values()) - {os.getpid()}) == 2
+    os.kill(next(iter(pids.values())), signal.SIGKILL)
+    for a, b in zip(before, shared.gauss_newton(x), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("method", ["levenberg-marquardt", "l-bfgs"])
+def test_a_whole_fit(method, make_config):
+    options = {"method": method, "iterations": 4, "prior": "20.0"}
+    alone = run(FitConfig.load(make_config(**options, output="alone", name="alone.toml")))
+    shared = run(FitConfig.load(make_config(**options, output="shared", name="shared.toml", extra=WORKERS)))
+    np.testing.assert_allclose(shared.fitted.to_vector(), alone.fitted.to_vector(), rtol=1e-6)
+    assert not list(shared.directory.glob("workers-*"))
+
+
+def test_errors_name_the_key(make_config):
+    with pytest.raises(InputError, match=r"minibatch cannot be combined with \[workers\]"):
+        FitConfig.load(make_config(extra=WORKERS + "\n").with_suffix(".toml"), {"optimizer.minibatch": 2})
+    with pytest.raises(InputError, match="workers.address"):
+        run(FitConfig.load(make_config(extra='\n[workers]\naddress = "tcp://127.0.0.1:1"\n')))
