@@ -96,9 +96,7 @@ class DistributedObjective(FitObjective):
     def value_and_gradient(self, x, data=None):
         """f(x) and its gradient."""
         if data is not None and data is not self.data:
-            raise UnsupportedError(
-                "workers share whole batches only; leave out optimizer.minibatch or [workers]"
-            )
+            raise UnsupportedError("workers share whole batches only; leave out optimizer.minibatch or [workers]")
         found = self._all(evaluate, x, "value_and_gradient")
         residual = self._prior * np.asarray(x)
         value = sum(v for v, _ in found) + 0.5 * np.sum(residual**2)
