@@ -6,7 +6,7 @@ mechanics: a System's ``to_jax()``, a pair potential and a neural network are us
 """
 
 from offjax.md.constraints import Constraints, distance_constraints
-from offjax.md.dynamics import Info, Integrator, State, maxwell_boltzmann, thermal_energy
+from offjax.md.dynamics import Forces, Info, Integrator, State, maxwell_boltzmann, thermal_energy
 from offjax.md.integrators import (
     advance,
     brownian,
@@ -39,6 +39,7 @@ from offjax.md.space import Space, free, periodic, volume
 __all__ = [
     "Constraints",
     "Descent",
+    "Forces",
     "Frame",
     "Info",
     "Integrator",

@@ -55,11 +55,23 @@ class Integrator(NamedTuple):
     """A pair of pure functions.
 
     ``init(key, positions, velocities=None, *, box=None, neighbors=None) -> State`` and ``step(state) -> (State,
-    Info)``.
+    Info)``. ``has_energy`` is False where forces were given without an energy: energies are not a number then.
     """
 
     init: Callable
     step: Callable
+    has_energy: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Forces:
+    """A function of positions, and where it has them of ``box`` and ``neighbors``, that returns forces (n, dimension).
+
+    Integrators take it in place of an energy. Forces are minus the gradient of an energy: with the wrong sign particles
+    fall into each other.
+    """
+
+    function: Callable
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +88,25 @@ class Particles:
     def evaluate(self, x, box, neighbors):
         """Energy, forces and the neighbour list that they were computed with."""
         neighbors = current(neighbors, x, box)
-        value, gradient = jax.value_and_grad(bound(self.energy, box, neighbors))(x)
+        if not self.has_energy:
+            forces = bound(self.energy.function, box, neighbors)(x)
+            if jnp.shape(forces) != x.shape:
+                raise InputError(f"Forces must return the shape of the positions, {x.shape}, not {jnp.shape(forces)}")
+            return jnp.full((), jnp.nan, x.dtype), forces, neighbors
+        of = bound(self.energy, box, neighbors)
+        shape = jax.eval_shape(of, x).shape
+        if shape != ():
+            raise InputError(
+                f"the energy must be a scalar, not an array {shape}; a function that returns forces is given as "
+                "md.Forces(function)"
+            )
+        value, gradient = jax.value_and_grad(of)(x)
         return value, -gradient, neighbors
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether there is an energy, or forces only."""
+        return not isinstance(self.energy, Forces)
 
     def mass(self, x):
         """Masses as a column (n, 1), or a number."""

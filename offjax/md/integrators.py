@@ -3,7 +3,8 @@
 Each function makes an :class:`~offjax.md.dynamics.Integrator`. All take the same description of what moves:
 
 ``energy``
-    A function of positions, and where it has them of ``box=`` and ``neighbors=``.
+    A function of positions, and where it has them of ``box=`` and ``neighbors=``; or :class:`Forces
+    <offjax.md.dynamics.Forces>`, where only forces are known.
 ``masses``
     A number or (n,); amu for molecules.
 ``shift``
@@ -49,7 +50,7 @@ def velocity_verlet(energy: Callable, dt, **system) -> Integrator:
         state = verlet(system, state, dt)
         return state, system.info(state, system.dof(state.positions, True))
 
-    return Integrator(init, step)
+    return Integrator(init, step, system.has_energy)
 
 
 def verlet(system: Particles, state: State, dt) -> State:
@@ -88,7 +89,7 @@ def langevin(energy: Callable, dt, kT, friction, **system) -> Integrator:
         state = State(x, v, forces, energy, key, state.box, neighbors, heat)
         return state, system.info(state, system.dof(x, False), -heat)
 
-    return Integrator(init, step)
+    return Integrator(init, step, system.has_energy)
 
 
 def langevin_middle(energy: Callable, dt, kT, friction, **system) -> Integrator:
@@ -115,7 +116,7 @@ def langevin_middle(energy: Callable, dt, kT, friction, **system) -> Integrator:
         state = State(x, v, forces, energy, key, state.box, neighbors, heat)
         return state, system.info(state, system.dof(x, False), -heat)
 
-    return Integrator(init, step)
+    return Integrator(init, step, system.has_energy)
 
 
 def ornstein_uhlenbeck(key, v, dt, kT, friction, masses):
@@ -153,7 +154,7 @@ def brownian(energy: Callable, dt, kT, friction, **system) -> Integrator:
         state = State(x, state.velocities, forces, energy, key, state.box, neighbors)
         return state, Info(energy, zero, jnp.full_like(energy, jnp.nan), zero)
 
-    return Integrator(init, step)
+    return Integrator(init, step, system.has_energy)
 
 
 def stochastic_velocity_rescaling(energy: Callable, dt, kT, time, **system) -> Integrator:
@@ -177,7 +178,7 @@ def stochastic_velocity_rescaling(energy: Callable, dt, kT, time, **system) -> I
         state = state._replace(velocities=scale * state.velocities, key=key, extra=heat)
         return state, system.info(state, dof, -heat)
 
-    return Integrator(init, step)
+    return Integrator(init, step, system.has_energy)
 
 
 def rescaling_factor(key, kinetic, dof, kT, steps):
@@ -224,7 +225,7 @@ def nose_hoover(energy: Callable, dt, kT, time, *, chain: int = 5, substeps: int
         state = half(verlet(system, half(state), dt))
         return state, system.info(state, dof, chain_energy(state.extra, inertia, dof, kT))
 
-    return Integrator(init, step)
+    return Integrator(init, step, system.has_energy)
 
 
 def _inertia(dof, kT, time, chain, dtype):
@@ -289,7 +290,14 @@ def monte_carlo_barostat(
         (n,) molecule of each particle, from 0; None scales every particle.
     masses
         For the centres of the molecules.
+
+    Raises
+    ------
+    UnsupportedError
+        An integrator that was given forces without an energy.
     """
+    if not integrator.has_energy:
+        raise UnsupportedError("monte_carlo_barostat() needs an integrator with an energy, not with Forces")
 
     def init(key, positions, velocities=None, *, box, neighbors=None):
         key, mine = jax.random.split(key)
@@ -313,7 +321,8 @@ def monte_carlo_barostat(
         neighbors = current(state.neighbors, moved, scale * box)
         trial, gradient = jax.value_and_grad(bound(energy, scale * box, neighbors))(moved)
         work = trial - state.energy + pressure * (new - old) - (count + 1) * kT * jnp.log(new / old)
-        accepted = jnp.log(uniform) * kT < -work
+        # Not a number, where a list has overflowed or a box is too small, is no reason to reject: it must be seen.
+        accepted = (jnp.log(uniform) * kT < -work) | jnp.isnan(trial)
         changed = state._replace(positions=moved, box=scale * box, forces=-gradient, energy=trial, neighbors=neighbors)
         return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), changed, state), accepted
 
@@ -351,11 +360,13 @@ def nose_hoover_npt(energy: Callable, dt, kT, pressure, time, barostat_time, *, 
     Raises
     ------
     UnsupportedError
-        With constraints or ``shift``: use monte_carlo_barostat().
+        With constraints, ``shift`` or ``Forces``: use monte_carlo_barostat().
     """
     system = Particles(energy, **system)
-    if system.constraints is not None or system.shift is not None:
-        raise UnsupportedError("nose_hoover_npt() takes no constraints and no shift; use monte_carlo_barostat()")
+    if system.constraints is not None or system.shift is not None or not system.has_energy:
+        raise UnsupportedError(
+            "nose_hoover_npt() takes no constraints, no shift and no Forces; use monte_carlo_barostat()"
+        )
 
     def strained(x, box, neighbors):
         """Energy, forces and -dU/d(strain), the virial."""

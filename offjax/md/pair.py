@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from offjax import geometry
 from offjax.errors import InputError, UnsupportedError
 from offjax.nonbonded import blocks
+from offjax.nonbonded.series import distance, inverse
 
 
 def soft_sphere(r, sigma=1.0, epsilon=1.0, alpha=2.0):
@@ -32,7 +33,7 @@ def soft_sphere(r, sigma=1.0, epsilon=1.0, alpha=2.0):
 
 def lennard_jones(r, sigma=1.0, epsilon=1.0):
     """u = 4 epsilon [(sigma/r)^12 - (sigma/r)^6]."""
-    s6 = (sigma / r) ** 6
+    s6 = (sigma * inverse(r)) ** 6
     return 4.0 * epsilon * s6 * (s6 - 1.0)
 
 
@@ -58,12 +59,15 @@ def smooth_cutoff(potential: Callable, onset: float, cutoff: float) -> Callable:
     if not 0 <= onset < cutoff:
         raise InputError(f"smooth_cutoff needs 0 <= onset < cutoff, got {onset} and {cutoff}")
 
+    c2, o2 = cutoff**2, onset**2
+    scale = 1.0 / (c2 - o2) ** 3
+
     def cut(r, **parameters):
-        inside = r < cutoff
-        r = jnp.where(inside, r, cutoff)
-        r2, c2, o2 = r * r, cutoff**2, onset**2
-        s = jnp.where(r < onset, 1.0, (c2 - r2) ** 2 * (c2 + 2.0 * r2 - 3.0 * o2) / (c2 - o2) ** 3)
-        return jnp.where(inside, s * potential(r, **parameters), 0.0)
+        r = jnp.minimum(r, cutoff)
+        r2 = r * r
+        left = jnp.maximum(c2 - r2, 0.0)
+        s = jnp.where(r < onset, 1.0, left * left * (c2 + 2.0 * r2 - 3.0 * o2) * scale)
+        return s * potential(r, **parameters)
 
     return cut
 
@@ -148,14 +152,17 @@ def _of_list(potential, x, box, neighbors, parameters, species, rules, accumulat
     n = x.shape[0]
     columns: list[Array] = []
     pairs: dict[str, Callable] = {}
+    constant = {name: value for name, value in parameters.items() if isinstance(value, float | int)}
     for name, value in parameters.items():
+        if name in constant:
+            continue
         start = len(columns)
         added, combined = _of_particles(name, jnp.asarray(value, x.dtype), n, species, rules.get(name))
         columns += added
         pairs[name] = partial(_combined, combined, start, start + len(added))
 
     def of_r2(r2, first, second):
-        return potential(geometry.safe_sqrt(r2), **{name: of(first, second) for name, of in pairs.items()})
+        return potential(distance(r2), **constant, **{name: of(first, second) for name, of in pairs.items()})
 
     return blocks.pair_energy(of_r2, neighbors, x, box, tuple(columns), accumulate=accumulate)
 

@@ -13,7 +13,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 from offjax.errors import InputError, SimulationError
 from offjax.interop.files import write_atomically
 from offjax.md.dynamics import Info, Integrator, State
+from offjax.nonbonded.blocks import compiler_options
 
 FORMAT, VERSION = "offjax-md-checkpoint", 1
 
@@ -96,8 +97,8 @@ def simulate(
         raise InputError(f"simulate needs every >= 1 and steps >= start, got {every}, {steps} and {start}")
     if checkpoint_every is not None and (checkpoint is None or checkpoint_every % every):
         raise InputError("checkpoint_every needs checkpoint=..., and must be a multiple of every")
-    _check_start(state, start, by_term)
-    run = partial(_block, integrator)
+    _check_start(integrator, state, start, by_term)
+    run = partial(_compiled_block(), integrator)
     reporters = tuple(reporters)
     step, info = start, None
     with _bar(progress, start, steps, time_step) as tick:
@@ -117,22 +118,26 @@ def simulate(
     return Simulation(state, step, info)
 
 
-@partial(jax.jit, static_argnums=0)
+@cache
+def _compiled_block():
+    return jax.jit(_block, static_argnums=0, compiler_options=compiler_options())
+
+
 def _block(integrator: Integrator, state: State, n):
     """n steps: the last state, the last info, and the number of finite steps before the first that is not."""
 
     def step(k, carry):
         state, _, good = carry
         state, info = integrator.step(state)
-        return state, info, jnp.where(_finite(state), good, jnp.minimum(good, k))
+        return state, info, jnp.where(_finite(state, integrator.has_energy), good, jnp.minimum(good, k))
 
     shapes = jax.eval_shape(integrator.step, state)[1]
     empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.fori_loop(0, n, step, (state, empty, jnp.asarray(n)))
 
 
-def _finite(state: State):
-    values = (state.positions, state.velocities, state.energy)
+def _finite(state: State, has_energy: bool):
+    values = (state.positions, state.velocities, state.energy if has_energy else state.forces)
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(v)) for v in values]))
 
 
@@ -147,10 +152,17 @@ def _run_block(run, integrator, state, step, n, by_term):
             headroom = 1.25
             state = run(state, int(good))[0]
             step, n = step + int(good), n - int(good)
-        if state.neighbors is None or headroom > 2.0:
+        if headroom > 2.0 or not _needs_longer_list(run(state, 1)[0]):
             raise SimulationError(_report(integrator, state, step + 1, by_term))
         longer = state.neighbors.reallocated(state.positions, state.box, headroom=headroom)
         state, headroom = state._replace(neighbors=longer), 1.3 * headroom
+
+
+def _needs_longer_list(state: State) -> bool:
+    """Whether a State is not finite only since its list has overflowed."""
+    return (
+        state.neighbors is not None and bool(state.neighbors.overflow) and bool(jnp.all(jnp.isfinite(state.positions)))
+    )
 
 
 def _report(integrator, state, step, by_term) -> str:
@@ -182,8 +194,8 @@ def _terms(by_term, state: State) -> str:
     return f"; terms that are not finite: {', '.join(bad)}" if bad else f"; energies by term: {energies}"
 
 
-def _check_start(state: State, step: int, by_term) -> None:
-    if not bool(_finite(state)):
+def _check_start(integrator: Integrator, state: State, step: int, by_term) -> None:
+    if not bool(_finite(state, integrator.has_energy)):
         terms = "" if by_term is None else _terms(by_term, state)
         raise SimulationError(f"step {step}, the start, is not finite: {_where(state)}{terms}")
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from offjax.nonbonded.neighbors import CHUNK, LANES, ROW, NeighborList, shifts, slots
+from offjax.nonbonded.neighbors import CHUNK, IMAGES, LANES, ROW, NeighborList, image_numbers, slots
 
 Potential = Callable[[Array, tuple[Array, ...], tuple[Array, ...]], Array]
 
@@ -163,22 +163,27 @@ def _slot_data(x, h, parameters, neighbors):
     columns = [_at(v, filled) for v in (*x.T, *parameters)]
     blocks = jax.lax.stop_gradient(jnp.stack(columns[:3])).reshape(3, -1, LANES)
     centre = 0.5 * (jnp.min(blocks, axis=2) + jnp.max(blocks, axis=2))
-    return columns, centre, h, neighbors
+    if h is not None:  # all images: one look-up an entry finds coordinate and image together
+        offsets = jnp.asarray(IMAGES, x.dtype) @ h
+        images = [(offsets[:, k, None] + columns[k]).reshape(-1) for k in range(3)]
+        return images + columns[3:], columns, centre, neighbors
+    return columns, columns, centre, neighbors
 
 
 def _rows(k, data) -> _Rows:
-    columns, centre, h, neighbors = data
+    images, columns, centre, neighbors = data
     entries, mask, block = (
         jax.lax.dynamic_slice_in_dim(v, k * CHUNK, CHUNK) for v in (neighbors.entries, neighbors.mask, neighbors.block)
     )
     origin = [_at(c, block)[:, None] for c in centre]
-    shift = (0.0, 0.0, 0.0) if h is None else shifts(entries, h)
-    theirs = [_at(c, slots(entries)) for c in columns]
+    slot = slots(entries)
+    place = slot if neighbors.box is None else slot + image_numbers(entries) * len(neighbors.order)
+    theirs = [*(_at(c, place) for c in images[:3]), *(_at(c, slot) for c in columns[3:])]
     mine = [_at(c.reshape(-1, LANES), block) for c in columns]
     return _Rows(
         block,
         mask,
-        tuple(t + s - o for t, s, o in zip(theirs[:3], shift, origin, strict=True)),
+        tuple(t - o for t, o in zip(theirs[:3], origin, strict=True)),
         tuple(m - o for m, o in zip(mine[:3], origin, strict=True)),
         tuple(theirs[3:]),
         tuple(mine[3:]),

@@ -133,8 +133,8 @@ class NeighborList:
         if h is None:
             return x, h
         difference = jax.lax.stop_gradient(x - _reference(self, h))
-        images = jnp.round(difference @ jnp.linalg.inv(jax.lax.stop_gradient(h)))
-        return x - images @ h, h
+        images = jnp.round(_times(difference, jnp.linalg.inv(jax.lax.stop_gradient(h))))
+        return x - _times(images, h), h
 
     def reallocated(self, positions, box=None, *, headroom: float = 1.25) -> NeighborList:
         """A list of sufficient capacity for these positions; outside ``jit`` only. See :func:`neighbor_list`."""
@@ -236,9 +236,14 @@ def slots(entries):
     return entries & (_BITS - 1)
 
 
+def image_numbers(entries):
+    """The image of each entry, an index into IMAGES."""
+    return entries >> 26
+
+
 def shifts(entries, box):
     """The offset of each entry's image, three arrays x, y, z."""
-    image = entries >> 26
+    image = image_numbers(entries)
     # image numbers count cell offsets 0, -1, 1 of c fastest: see IMAGES
     table = jnp.asarray(IMAGES, box.dtype) @ box
     return tuple(table[:, k].at[image].get(mode="promise_in_bounds") for k in range(3))
@@ -260,7 +265,12 @@ def _arguments(neighbors, positions, box):
 
 def _reference(neighbors, h):
     """The reference positions, which follow the box."""
-    return neighbors.positions @ (jnp.linalg.inv(neighbors.box) @ jax.lax.stop_gradient(h))
+    return _times(neighbors.positions, jnp.linalg.inv(neighbors.box) @ jax.lax.stop_gradient(h))
+
+
+def _times(rows, matrix):
+    """rows @ matrix, (n, 3) with (3, 3), written out: one loop with what stands around it, and no call of a library."""
+    return sum(rows[:, k : k + 1] * matrix[k] for k in range(3))
 
 
 @jax.jit
@@ -269,7 +279,7 @@ def _stale(neighbors, x, h):
     grown = 1.0
     if h is not None:
         displacement = x - _reference(neighbors, h)
-        displacement -= jnp.round(displacement @ jnp.linalg.inv(h)) @ h
+        displacement -= _times(jnp.round(_times(displacement, jnp.linalg.inv(h))), h)
         change = jnp.linalg.inv(h) @ neighbors.box - jnp.eye(3, dtype=h.dtype)
         grown = 1.0 + jnp.sqrt(jnp.sum(change**2))
     moved = jnp.sqrt(jnp.max(jnp.sum(displacement**2, axis=1), initial=0.0))
@@ -532,9 +542,9 @@ def _allocate(x, h, exclusions, cutoff, skin, headroom) -> NeighborList:
             break
         groups, blocks = max(groups, most_groups), max(blocks, 2 * blocks if most_groups > groups else most_blocks)
     capacity = Capacity(
-        # few and discrete: how many groups are near one changes most when atoms move
+        # few and discrete: how many groups and blocks are near one changes most when atoms move or a lattice melts
         groups=math.ceil(most_groups * headroom**2),
-        blocks=math.ceil(most_blocks * headroom),
+        blocks=math.ceil(most_blocks * headroom**2),
         block_rows=max(1, math.ceil(most_atoms * headroom / ROW)),
         rows=max(1, math.ceil(rows * headroom / CHUNK)) * CHUNK,
     )

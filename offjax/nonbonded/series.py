@@ -1,4 +1,4 @@
-"""Polynomials in place of special functions, and 1/r, for the inner loop over pairs."""
+"""Polynomials in place of special functions, and roots and inverses, for the inner loop over pairs."""
 
 from __future__ import annotations
 
@@ -65,3 +65,31 @@ def inverse_root(t):
 def _inverse_root_rule(primals, tangents):
     value = inverse_root(primals[0])
     return value, (-0.5 * value * value * value) * tangents[0]
+
+
+@jax.custom_jvp
+def distance(r2):
+    """sqrt(r2), differentiated as :func:`inverse` of itself, a division that potentials in 1/r share.
+
+    At r2 = 0 the derivative is 0.
+    """
+    return jnp.sqrt(r2)
+
+
+@distance.defjvp
+def _distance_rule(primals, tangents):
+    r = distance(primals[0])
+    apart = r > 0
+    return r, jnp.where(apart, 0.5 * inverse(jnp.where(apart, r, 1.0)), 0.0) * tangents[0]
+
+
+@jax.custom_jvp
+def inverse(r):
+    """1/r, differentiated as -(1/r)^2 without another division."""
+    return 1.0 / r
+
+
+@inverse.defjvp
+def _inverse_rule(primals, tangents):
+    value = inverse(primals[0])
+    return value, (-value * value) * tangents[0]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from offjax import md
-from offjax.errors import InputError, SimulationError
+from offjax.errors import InputError, SimulationError, UnsupportedError
 from offjax.md.reporters import DCDReporter, HDF5Reporter, XYZReporter
 from tests.samples import positions, system
 
@@ -190,3 +190,43 @@ def test_a_list_that_is_too_short_is_replaced():
     found = md.simulate(integrator, state, 60, every=30)
     assert found.state.neighbors.capacity != listed.capacity
     np.testing.assert_allclose(found.state.positions, x + 60 * 0.05 * v, atol=1e-2)
+
+
+# --- forces in place of an energy -------------------------------------------------------------------------------------
+
+
+def wells(x):
+    return 0.5 * jnp.sum(x**2) + 0.1 * jnp.sum(x**4)
+
+
+def test_forces_in_place_of_an_energy_give_the_same_trajectory_and_no_energies():
+    x = jnp.linspace(-1.0, 1.0, 6).reshape(3, 2)
+    runs = []
+    for given in (wells, md.Forces(lambda x: -jax.grad(wells)(x))):
+        integrator = md.velocity_verlet(given, 0.05)
+        runs.append(md.simulate(integrator, integrator.init(jax.random.key(0), x), 20, every=10))
+    np.testing.assert_allclose(runs[1].state.positions, runs[0].state.positions, atol=1e-13)
+    assert np.isnan(runs[1].info.potential_energy) and runs[1].info.kinetic_energy == runs[0].info.kinetic_energy
+
+
+def test_forces_of_the_wrong_sign_end_the_run_at_the_first_step_that_is_not_finite():
+    integrator = md.velocity_verlet(md.Forces(jax.grad(wells)), 0.05)
+    state = integrator.init(jax.random.key(0), jnp.ones((3, 2)))
+    step = jax.jit(integrator.step)
+    count, last = 0, state
+    while np.isfinite(last.positions).all() and np.isfinite(last.forces).all():
+        count, last = count + 1, step(last)[0]
+    with pytest.raises(SimulationError, match=f"step {count} is not finite"):
+        md.simulate(integrator, state, 5000, every=50)
+
+
+def test_forces_are_refused_where_an_energy_is_needed_and_an_array_is_no_energy():
+    forces = md.Forces(lambda x: -x)
+    with pytest.raises(UnsupportedError, match="Forces"):
+        md.monte_carlo_barostat(md.velocity_verlet(forces, 0.1), wells, 1.0, 1.0)
+    with pytest.raises(UnsupportedError, match="Forces"):
+        md.nose_hoover_npt(forces, 0.1, 1.0, 1.0, 1.0, 1.0)
+    with pytest.raises(InputError, match="md.Forces"):
+        md.velocity_verlet(lambda x: -x, 0.1).init(jax.random.key(0), jnp.ones((3, 2)))
+    with pytest.raises(InputError, match="shape of the positions"):
+        md.velocity_verlet(md.Forces(jnp.sum), 0.1).init(jax.random.key(0), jnp.ones((3, 2)))
