@@ -5,10 +5,10 @@
 A Lennard-Jones liquid: simple cubic lattice of constant 1.3782, 300 steps of 0.002 at kT = 1.2 from it, cutoff 3
 with a smooth end from 2.5, velocity Verlet. Lists of offjax and jax-md have a skin of 1 and are renewed inside the
 loop when some particle has moved half of it; OpenMM chooses for itself. The engines take turns with blocks of
-``--steps`` steps; printed are the medians of wall and CPU time a step, of the ratios to OpenMM's of the same turn, and
-how often offjax's list was renewed. OpenMM's CPU platform computes in single precision.
+``--steps`` steps; printed are the medians of wall and CPU time a step, of the ratios to OpenMM's of the same turn.
+OpenMM's CPU platform computes in single precision.
 
-``--replicas`` instead measures what a replica costs by ``vmap``: 32 soft disks, Brownian dynamics, alone and in batches.
+``--replicas`` instead measures what a replica costs by ``vmap``, alone and in batches: 32 soft disks, Brownian dynamics.
 """
 
 import argparse
