@@ -8,7 +8,7 @@ loop when some particle has moved half of it; OpenMM chooses for itself. The eng
 ``--steps`` steps; printed are the medians of wall and CPU time a step, of the ratios to OpenMM's of the same turn.
 OpenMM's CPU platform computes in single precision.
 
-``--replicas`` instead measures what a replica costs by ``vmap``, alone and in batches: 32 soft disks, Brownian dynamics.
+``--replicas`` instead measures what a replica costs by ``vmap``, alone and in batches: 32 soft disks, Brownian.
 """
 
 import argparse

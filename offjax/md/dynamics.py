@@ -78,7 +78,7 @@ class Forces:
 class Particles:
     """An energy with the masses, the space and the constraints of what moves in it."""
 
-    energy: Callable
+    energy: Callable | Forces
     masses: Any = 1.0
     shift: Callable | None = None
     constraints: Constraints | None = None
@@ -88,7 +88,7 @@ class Particles:
     def evaluate(self, x, box, neighbors):
         """Energy, forces and the neighbour list that they were computed with."""
         neighbors = current(neighbors, x, box)
-        if not self.has_energy:
+        if isinstance(self.energy, Forces):
             forces = bound(self.energy.function, box, neighbors)(x)
             if jnp.shape(forces) != x.shape:
                 raise InputError(f"Forces must return the shape of the positions, {x.shape}, not {jnp.shape(forces)}")
