@@ -8,7 +8,7 @@ atoms that no sum refers to.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from offjax.batching import sums
-from offjax.batching.kernel import KINDS, ChunkTables
+from offjax.batching.kernel import ChunkTables, Kind, kinds
 from offjax.batching.types import TypedMolecule
 
 LANES = (1, 2, 4, 8, 16)
@@ -33,7 +33,6 @@ LANE_OVERHEAD = 4
 DUMMIES = np.array([[0.0, 0.0, 0.0], [0.3, 0.0, 0.0], [0.3, 0.3, 0.0], [0.3, 0.3, 0.3]])
 """Positions of the dummy atoms, nm: no distance, angle or torsion of theirs is singular."""
 
-_FORCE_ROWS = [(name, vector) for name, kind in KINDS.items() for vector in range(len(kind.vectors))]
 _SHIFT = 24
 
 
@@ -95,20 +94,26 @@ class Chunks:
 def prepare(molecule: TypedMolecule) -> Prepared:
     """The sums of one molecule: its force rows by atom, its energies over all terms."""
     rows, sign, target = [], [], []
-    for block, (name, vector) in enumerate(_FORCE_ROWS):
+    every = kinds(molecule.user)
+    for block, (name, vector) in enumerate(_force_rows(every)):
         atoms = molecule.terms[name].atoms
         code = (block << _SHIFT) + np.arange(len(atoms))
-        for end, s in zip(KINDS[name].vectors[vector], (-1, 1), strict=True):
+        for end, s in zip(every[name].vectors[vector], (-1, 1), strict=True):
             rows.append(code)
             sign.append(np.full(len(code), s))
             target.append(atoms[:, end])
     forces = sums.group(*map(np.concatenate, (rows, sign, target)))
-    counts = [len(molecule.terms[name].type) for name in KINDS]
+    counts = [len(molecule.terms[name].type) for name in every]
     codes = np.concatenate([(block << _SHIFT) + np.arange(n) for block, n in enumerate(counts)])
     first = _plain_groups(codes)
     second = _plain_groups(np.arange(len(first.rows)))
     load = np.array([molecule.n_atoms, 1, *counts, len(forces.rows), len(first.rows), len(second.rows)])
     return Prepared(molecule, forces, (first, second), load, (_most(forces.target), len(second.rows)))
+
+
+def _force_rows(every: Mapping[str, Kind]) -> list[tuple[str, int]]:
+    """(kind, difference vector) of every block of force rows."""
+    return [(name, vector) for name, kind in every.items() for vector in range(len(kind.vectors))]
 
 
 def _plain_groups(codes: np.ndarray) -> sums.Groups:
@@ -188,7 +193,7 @@ def most_chunks(molecules: Sequence[Prepared], counts: np.ndarray, k: int, shape
 
 def _shape(used: np.ndarray, lanes: int, molecules: Sequence[Prepared]) -> Shape:
     atoms, jobs, *rest = (max(int(n), 1) for n in used)
-    n = len(KINDS)
+    n = len(kinds(molecules[0].molecule.user))
     widths = (max(max(m.widths[i] for m in molecules), 1) for i in range(2))
     return Shape(lanes, atoms, jobs, tuple(rest[:n]), rest[n], (rest[n + 1], rest[n + 2]), *widths)
 
@@ -222,9 +227,11 @@ def fill(
     used = [molecules[j.molecule] for j in jobs]
     place = _Placement(chunk, start, n_chunks)
 
+    user = used[0].molecule.user
+    every = kinds(user)
     atoms, job_of, types = {}, {}, {}
-    for column, (name, capacity) in enumerate(zip(KINDS, shape.terms, strict=True), start=2):
-        body = 1 + max(max(v) for v in KINDS[name].vectors)
+    for column, (name, capacity) in enumerate(zip(every, shape.terms, strict=True), start=2):
+        body = 1 + max(max(v) for v in every[name].vectors)
         local = [u.molecule.terms[name] for u in used]
         padding = shape.atoms + np.arange(body)
         table = np.broadcast_to(padding, (n_chunks, capacity, body)).copy()
@@ -233,11 +240,11 @@ def fill(
         owner = np.full((n_chunks, capacity), shape.jobs)
         place.put(owner, column, [np.zeros(len(t.type), int) for t in local], shift=start[:, 1])
         job_of[name] = owner.astype(np.int32)
-        kinds = np.zeros((n_chunks, capacity))
-        place.put(kinds, column, [t.type for t in local])
-        types[name] = kinds.astype(np.int32)
+        type_of = np.zeros((n_chunks, capacity))
+        place.put(type_of, column, [t.type for t in local])
+        types[name] = type_of.astype(np.int32)
     scale = np.zeros((n_chunks, shape.terms[-1]))
-    place.put(scale, 1 + len(KINDS), [u.molecule.coulomb_scale for u in used])
+    place.put(scale, 1 + len(every), [u.molecule.coulomb_scale for u in used])
     charge_type = np.zeros((n_chunks, shape.atoms + len(DUMMIES)))
     place.put(charge_type, 0, [u.molecule.charge_type for u in used])
     charge_offset = np.zeros((n_chunks, shape.atoms + len(DUMMIES)))
@@ -252,6 +259,7 @@ def fill(
         *_force_sums(used, place, shape),
         _energy_sums(used, place, shape),
         np.bincount(chunk, minlength=n_chunks) > 0,
+        user,
     )
     ways = _ways(jobs, used, place, shape, n_conformers, n_rows)
     return Chunks(tables, types, scale, charge_type.astype(np.int32), charge_offset, *ways), start[:, 0]
@@ -288,10 +296,11 @@ class _Placement(NamedTuple):
 
 
 def _force_sums(used, place: _Placement, shape: Shape):
-    names = list(KINDS)
-    sizes = [shape.terms[names.index(name)] for name, _ in _FORCE_ROWS]
+    every = kinds(used[0].molecule.user)
+    names = list(every)
+    sizes = [shape.terms[names.index(name)] for name, _ in _force_rows(every)]
     base = list(np.cumsum([0, *sizes[:-1]]))
-    columns = [2 + names.index(name) for name, _ in _FORCE_ROWS]
+    columns = [2 + names.index(name) for name, _ in _force_rows(every)]
     column = 2 + len(names)
     zero = sum(sizes)
     groups = np.full((place.n_chunks, shape.force_groups + 1, sums.WIDTH), zero)
@@ -310,7 +319,7 @@ def _force_sums(used, place: _Placement, shape: Shape):
 
 
 def _energy_sums(used, place: _Placement, shape: Shape):
-    n = len(KINDS)
+    n = len(kinds(used[0].molecule.user))
     zero = sum(shape.terms)
     base = list(np.cumsum([0, *shape.terms[:-1]]))
     first = np.full((place.n_chunks, shape.energy_groups[0] + 1, sums.WIDTH), zero)

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from offjax.energy import pairs
+from offjax.energy import exceptions, pairs, separated_pairs
 from offjax.errors import InputError, UnsupportedError
-from offjax.nonbonded import PairList
+from offjax.nonbonded import PairList, molecule_pairs
 from offjax.system import System
+from offjax.terms.user import UserTerm
 
 SECTIONS = {
     "Bonds": ("k", "length"),
@@ -71,6 +72,7 @@ class MoleculeTerms(NamedTuple):
     n_atoms: int
     sections: Mapping[str, Instances]
     pairs: PairList
+    user: tuple[UserTerm, ...] = ()
 
 
 def extract(system: System) -> MoleculeTerms:
@@ -90,7 +92,7 @@ def extract(system: System) -> MoleculeTerms:
     method = system.nonbonded.vdw_nonperiodic_method
     if method != "no-cutoff":
         raise UnsupportedError(f'<vdW nonperiodic_method="{method}"> is not supported in a batch; use system.to_jax()')
-    unknown = set(system.terms) - set(SECTIONS) - {"Constraints"}
+    unknown = set(system.terms) - set(SECTIONS) - {"Constraints"} - set(system.user_terms)
     if unknown := sorted(name for name in unknown if system.terms[name].n_slots):
         raise UnsupportedError(f"section {', '.join(unknown)} is not supported in a batch; use system.to_jax()")
     sections = {}
@@ -107,4 +109,35 @@ def extract(system: System) -> MoleculeTerms:
         periodicity = None if term.periodicity is None else np.asarray(term.periodicity)[slot].astype(np.int32)
         sections[name] = Instances(term.atoms[keep], values, periodicity)
     both = [np.concatenate(columns) for columns in zip(*pairs(system), strict=True)]
-    return MoleculeTerms(system.n_particles, sections, PairList(*both))
+    user = tuple(system.user_terms.values())
+    sections.update({term.section: _user_instances(system, term) for term in user})
+    return MoleculeTerms(system.n_particles, sections, PairList(*both), user)
+
+
+def _user_instances(system: System, term: UserTerm) -> Instances:
+    """The user-defined terms of one kind; those of a pair potential are pairs with a scale and both atoms' values."""
+    own, matrices = system.terms[term.section], system.assignment[term.section]
+    values = {name: Affine(*m.table, m.offset).take(own.slot) for name, m in matrices.items()}
+    if not term.is_pair:
+        return Instances(own.atoms, values, None)
+    full = molecule_pairs(system.n_particles, *exceptions(system))[0].atoms
+    scale14 = system.scale14[term.section]
+    separated = separated_pairs(system)[: None if scale14 else 0]
+    scale = np.repeat([1.0, scale14], [len(full), len(separated)])
+    place = np.full(system.n_particles, -1)
+    place[own.atoms[:, 0]] = np.arange(own.n_instances)
+    pairs = np.concatenate([full, separated])
+    both = np.all(place[pairs] >= 0, axis=1)
+    pairs = pairs[both]
+    of_pair = [Affine.zero(len(pairs))._replace(offset=scale[both])]
+    for end in (0, 1):
+        of_pair += [values[name].take(place[pairs[:, end]]) for name in term.attributes]
+    of_pair += [values[name].take(place[pairs[:, 0]]) for name in term.constants]
+    return Instances(pairs, dict(zip(user_values(term), of_pair, strict=True)), None)
+
+
+def user_values(term: UserTerm) -> list[str]:
+    """The names of the values of a user-defined term, in the order in which its potential takes them."""
+    if not term.is_pair:
+        return list(term.names)
+    return ["scale", *(f"{name} {n}" for n in (1, 2) for name in term.attributes), *term.constants]

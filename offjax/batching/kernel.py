@@ -10,18 +10,20 @@ differentiated twice in reverse.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from offjax import geometry
 from offjax.batching import coordinates
 from offjax.batching.coordinates import difference, dot, polynomial, scale
 from offjax.batching.sums import gather_sum, stack
 from offjax.terms import angles, bonds, electrostatics, vdw
+from offjax.terms.user import UserTerm
 
 
 class Kind(NamedTuple):
@@ -85,12 +87,33 @@ KINDS = {
 }
 
 
+def kinds(user: Sequence[UserTerm]) -> dict[str, Kind]:
+    """All kinds of terms of a batch: user-defined ones, by their sections, before the others."""
+    return {**{term.section: _user_kind(term) for term in user}, **KINDS}
+
+
+def _user_kind(term: UserTerm) -> Kind:
+    if term.kind == "torsion":
+        return KINDS["torsions"]._replace(
+            potential=lambda s, *values: user_energy(term, geometry.safe_arctan2(s[1], s[0]), values)
+        )
+    kind = KINDS["angles" if term.kind == "angle" else "bonds"]
+    if term.kind == "urey-bradley":
+        kind = kind._replace(vectors=((0, 2),))
+    return kind._replace(potential=lambda s, *values: user_energy(term, s[0], values))
+
+
+def user_energy(term: UserTerm, s, values):
+    """The energy of user-defined terms with coordinate ``s``; the values of pairs begin with their scale."""
+    return values[0] * term.of_flat(s, *values[1:]) if term.is_pair else term.of_flat(s, *values)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class ChunkTables:
     """Indices of one chunk (or, with a leading axis, of all): ``atoms`` of each kind (body, n), ``job`` the
     molecule of each term and ``job_of_atom`` of each atom, sums of forces by atom and of energies by
-    molecule; ``occupied`` is False for a chunk without molecules.
+    molecule; ``occupied`` is False for a chunk without molecules; ``user`` are the user-defined terms.
     """
 
     atoms: dict[str, Int[Array, "body n"]]
@@ -101,6 +124,7 @@ class ChunkTables:
     force_sums: Int[Array, "atom width"]
     energy_sums: tuple[Int[Array, "group width"], ...]
     occupied: Bool[Array, ""]
+    user: tuple[UserTerm, ...] = field(default=(), metadata={"static": True})
 
 
 Positions = tuple[Float[Array, "atom lane"], Float[Array, "atom lane"], Float[Array, "atom lane"]]
@@ -138,7 +162,7 @@ def energies(p, tables: ChunkTables, x: Positions, forces: bool):
     """Energies (job, lane), and forces as three (atom, lane) components if asked for."""
     terms: list[Any] = []
     rows: list[Any] = []
-    for name, kind in KINDS.items():
+    for name, kind in kinds(tables.user).items():
 
         def term(x, atoms, values, kind=kind):
             vectors = _vectors(x, kind, atoms)
@@ -171,7 +195,7 @@ def energies(p, tables: ChunkTables, x: Positions, forces: bool):
 def parameter_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "job lane"], v: Positions | None):
     """Gradient in the parameters of sum(w energies) + sum(v . forces); without v of the first sum alone."""
     result = {}
-    for name, kind in KINDS.items():
+    for name, kind in kinds(tables.user).items():
 
         def coordinate(x, v, atoms, kind=kind):
             vectors = _vectors(x, kind, atoms)

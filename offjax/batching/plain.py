@@ -9,7 +9,7 @@ path is tested against it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -17,8 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from offjax.batching.instances import Affine, MoleculeTerms
+from offjax.batching.instances import Affine, MoleculeTerms, user_values
+from offjax.batching.kernel import user_energy
 from offjax.terms import angles, bonds, electrostatics, torsions, vdw
+from offjax.terms.user import KINDS as USER_KINDS
+from offjax.terms.user import UserTerm
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "Bonds": bonds.energies,
@@ -41,6 +44,7 @@ class PlainTerms:
     periodicity: dict[str, Array]
     vdw_scale: Array
     coulomb_scale: Array
+    user: tuple[UserTerm, ...] = field(default=(), metadata={"static": True})
 
     def energies(self, theta, x: Float[Array, "row 3"], n: int) -> Float[Array, " n"]:
         """Energy of each of ``n`` conformers, kJ/mol; ``theta`` the force-field vector, ``x`` all atom rows in nm."""
@@ -54,6 +58,11 @@ class PlainTerms:
             if name in values:
                 extra = {"periodicity": self.periodicity[name]} if name in self.periodicity else {}
                 total = add(name, kernel(x, self.atoms[name], **values[name], **extra))
+        for term in self.user:
+            if term.section in values:
+                own = [values[term.section][a] for a in user_values(term)]
+                terms = _user_energies(term, x, self.atoms[term.section], own)
+                total = add(term.section, terms)
         i, j = self.atoms["pairs"][:, 0], self.atoms["pairs"][:, 1]
         r2 = jnp.sum((x[j] - x[i]) ** 2, axis=-1)
         if "vdW" in values:
@@ -74,6 +83,13 @@ class PlainTerms:
 
         gradient, energies = jax.grad(total, has_aux=True)(x)
         return energies, -gradient
+
+
+def _user_energies(term: UserTerm, x, atoms, values):
+    """The energy of user-defined terms."""
+    kind = USER_KINDS[term.kind]
+    takes = (0, 1) if term.is_pair else kind.takes
+    return user_energy(term, kind.coordinate(*(x[atoms[:, m]] for m in takes)), values)
 
 
 def _affine(value: Affine, theta, dtype):
@@ -98,4 +114,5 @@ def flatten(molecules: Sequence[MoleculeTerms], molecule: np.ndarray) -> PlainTe
     atoms["pairs"] = np.concatenate([p.atoms + starts[c] for c, p in enumerate(pairs)]).astype(np.int32)
     conformer["pairs"] = np.repeat(np.arange(len(pairs)), [len(p.atoms) for p in pairs]).astype(np.int32)
     scales = (np.concatenate([p.vdw_scale for p in pairs]), np.concatenate([p.coulomb_scale for p in pairs]))
-    return PlainTerms(atoms, conformer, values, periodicity, *scales)
+    defined = {term.section: term for m in used for term in m.user}
+    return PlainTerms(atoms, conformer, values, periodicity, *scales, tuple(defined.values()))

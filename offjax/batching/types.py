@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import Array
 from numpy.polynomial import chebyshev
 
-from offjax.batching.instances import SECTIONS, Affine, MoleculeTerms
+from offjax.batching.instances import SECTIONS, Affine, Instances, MoleculeTerms
 from offjax.terms import vdw
+from offjax.terms.user import UserTerm
 
 
 class Typed(NamedTuple):
@@ -30,8 +31,8 @@ class Typed(NamedTuple):
 
 
 class TypedMolecule(NamedTuple):
-    """One molecule: ``terms`` by kind (bonds, angles, torsions, pairs), Coulomb scale of the pairs, charges
-    of the atoms.
+    """One molecule: ``terms`` by kind (bonds, angles, torsions, pairs, sections of the user), Coulomb scale of the
+    pairs, charges of the atoms; ``user`` are the definitions of all molecules of the batch.
     """
 
     n_atoms: int
@@ -39,6 +40,7 @@ class TypedMolecule(NamedTuple):
     coulomb_scale: np.ndarray
     charge_type: np.ndarray
     charge_offset: np.ndarray
+    user: tuple[UserTerm, ...] = ()
 
 
 @jax.tree_util.register_dataclass
@@ -48,7 +50,8 @@ class Types:
 
     ``bonds`` and ``angles`` (k, equilibrium); torsions: ``cosines`` (k, phase) of each distinct cosine with
     its polynomials ``even`` (cosine, N + 1) and ``odd`` (cosine, N), ``torsions`` (type, width) the cosines
-    of each type (-1: none); ``atoms`` (sigma, epsilon), ``pairs`` (type, 2) with ``pair_scale``; ``charges``.
+    of each type (-1: none); ``atoms`` (sigma, epsilon), ``pairs`` (type, 2) with ``pair_scale``; ``charges``;
+    ``user`` the values of user-defined terms by section.
     """
 
     bonds: tuple[Affine, Affine]
@@ -61,6 +64,7 @@ class Types:
     pairs: Array
     pair_scale: Array
     charges: Affine
+    user: dict[str, tuple[Affine, ...]]
 
     def values(self, theta) -> dict[str, tuple]:
         """Values of every type, by kind: arrays with the type as their first axis."""
@@ -85,6 +89,7 @@ class Types:
             "torsions": (even[self.torsions].sum(axis=1), odd[self.torsions].sum(axis=1)),
             "pairs": (sigma, self.pair_scale * epsilon),
             "charges": (affine(self.charges),),
+            **{section: tuple(map(affine, values)) for section, values in self.user.items()},
         }
 
 
@@ -100,17 +105,39 @@ def classify(molecules: Sequence[MoleculeTerms]) -> tuple[Types, list[TypedMolec
     charge = [_by_atom(m, "Electrostatics")["charge"] for m in molecules]
     linear = [{"charge": Affine(c.columns, c.weights, np.zeros_like(c.offset))} for c in charge]
     (charges,), charge_of = _distinct(linear, ("charge",))
+    user = {term.section: term for m in molecules for term in m.user}
+    own = {section: _user_terms(molecules, section) for section in user}
+    own = {section: found for section, found in own.items() if found is not None}
     typed = [
         TypedMolecule(
             n_atoms=m.n_atoms,
-            terms={"bonds": bond_of[n], "angles": angle_of[n], "torsions": torsion_of[n], "pairs": pair_of[n]},
+            terms={
+                "bonds": bond_of[n],
+                "angles": angle_of[n],
+                "torsions": torsion_of[n],
+                "pairs": pair_of[n],
+                **{section: of[n] for section, (_, of) in own.items()},
+            },
             coulomb_scale=m.pairs.coulomb_scale,
             charge_type=charge_of[n],
             charge_offset=charge[n].offset,
+            user=tuple(user[section] for section in own),
         )
         for n, m in enumerate(molecules)
     ]
-    return Types(bonds, angles, cosines, even, odd, torsions, atoms, pairs, scale, charges), typed
+    defined = {section: types for section, (types, _) in own.items()}
+    return Types(bonds, angles, cosines, even, odd, torsions, atoms, pairs, scale, charges, defined), typed
+
+
+def _user_terms(molecules: Sequence[MoleculeTerms], section: str):
+    """(types, terms of each molecule) of a user-defined section; None if no molecule has such a term."""
+    found = [m.sections[section] for m in molecules if section in m.sections]
+    if not sum(len(one.atoms) for one in found):
+        return None
+    empty = Instances(found[0].atoms[:0], {a: Affine.zero(0) for a in found[0].values}, None)
+    parts = [m.sections.get(section, empty) for m in molecules]
+    types, of = _distinct([part.values for part in parts], tuple(found[0].values))
+    return types, [Typed(part.atoms, t) for part, t in zip(parts, of, strict=True)]
 
 
 def _distinct(parts: Sequence[Mapping[str, Affine]], attributes, extra: Sequence[np.ndarray] | None = None):

@@ -304,3 +304,30 @@ def test_the_generated_handlers_read_and_write():
     made = read([xml(VALENCE, PAIRS.format(cut=""))], TERMS)
     again = read([made.to_string()], TERMS)
     assert again.to_string() == made.to_string()
+
+
+def test_a_batch_gives_the_energies_forces_and_gradients_of_its_systems(rng):
+    source = xml(VALENCE, PAIRS.format(cut="").split("<DampedBuckingham68")[0], CHARGES)
+    smiles = ["CCO", "C"]
+    systems = [
+        offjax.System.from_smirnoff(
+            source, samples.molecule(s), charge_from_molecules=[samples.molecule(s)], user_terms=TERMS
+        )
+        for s in smiles
+    ]
+    batch = offjax.SystemBatch.from_systems(systems)
+    xs = [np.stack([samples.positions(s, seed) for seed in range(2)]) for s in smiles]
+    conformers, p = batch.pack(xs), systems[0].parameters
+    single = [[float(s.to_jax()(p, y)) for y in x] for s, x in zip(systems, xs, strict=True)]
+    for energies in (batch.energies(p, conformers), batch.plain(conformers).energies(p, conformers.positions)):
+        np.testing.assert_allclose(energies, np.ravel(single), rtol=1e-10)
+
+    @jax.jit
+    def loss(p):
+        energies, forces = batch.energies_and_forces(p, conformers)
+        return jnp.mean(energies**2) + jnp.mean(forces**2)
+
+    theta, v = p.to_vector(), rng.normal(size=p.schema.size)
+    slope = np.vdot(jax.grad(loss)(p).to_vector(), v * theta)
+    fd = difference(lambda s: float(loss(p.from_vector(theta * (1 + s * v)))), 1e-4)
+    assert abs(slope - fd) < 1e-6 * abs(fd)
