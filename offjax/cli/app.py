@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from offjax.cli import check, conflicts, energy, export, fit, gradient, parameterize, uncertainty
+from offjax.cli import check, conflicts, data, energy, export, fit, gradient, parameterize, uncertainty
 from offjax.errors import OffjaxError
 
 HELP = """Differentiable SMIRNOFF force fields on JAX: look at them, check them, fit them.
@@ -37,6 +37,7 @@ app.command()(gradient.gradient)
 app.command()(check.check)
 app.command()(parameterize.parameterize)
 app.command()(export.export)
+app.command()(data.data)
 app.command()(fit.fit)
 app.command()(fit.report)
 app.command()(uncertainty.uncertainty)

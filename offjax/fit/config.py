@@ -19,6 +19,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from offjax.errors import InputError
+from offjax.interop.forcebalance import Sign
+from offjax.interop.reading import Format
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -32,10 +34,15 @@ class DataSet(_Table):
     """``[[data]]``: one file of reference energies and forces."""
 
     path: Path
-    format: Literal["spice-hdf5", "descent-arrow"] = "spice-hdf5"
+    format: Format | None = Field(None, description="none: what the file's name says")
     include: list[str] = Field(default_factory=list, description="names or wildcards of molecules; empty: all")
     exclude: list[str] = Field(default_factory=list, description="names or wildcards of molecules to leave out")
     weight: Positive = 1.0
+    molecule: str | None = Field(None, description="forcebalance-qdata: mapped SMILES, or a MOL2, SDF or MOL file")
+    sign: Sign = Field("auto", description="forcebalance-qdata: what stands under FORCES")
+    on_error: Literal["raise", "report"] = Field(
+        "raise", description="what to do with a record that cannot be used: stop, or go on without it and say so"
+    )
 
 
 class Charges(_Table):
@@ -233,7 +240,7 @@ class FitConfig(_Table):
             update={
                 "source": path,
                 "force_field": files[0] if isinstance(config.force_field, str) else files,
-                "data": [d.model_copy(update={"path": folder / d.path}) for d in config.data],
+                "data": [_located(d, folder) for d in config.data],
                 "output": Output(directory=folder / config.output.directory),
             }
         )
@@ -248,6 +255,8 @@ class FitConfig(_Table):
             content["shards"] = self.workers.n_shards
         for data in content["data"]:
             data["path"] = Path(data["path"]).name
+            if data["molecule"] is not None and Path(data["molecule"]).is_file():
+                data["molecule"] = Path(data["molecule"]).name
         files = content["force_field"]
         content["force_field"] = [Path(f).name for f in ([files] if isinstance(files, str) else files)]
         return content
@@ -256,6 +265,14 @@ class FitConfig(_Table):
     def digest(self) -> str:
         """SHA-256 of :meth:`canonical`."""
         return hashlib.sha256(json.dumps(self.canonical(), sort_keys=True).encode()).hexdigest()
+
+
+def _located(data: DataSet, folder: Path) -> DataSet:
+    """The same with paths that do not depend on where the configuration stands."""
+    update: dict[str, Any] = {"path": folder / data.path}
+    if data.molecule is not None and (folder / data.molecule).is_file():
+        update["molecule"] = str(folder / data.molecule)
+    return data.model_copy(update=update)
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:

@@ -37,13 +37,10 @@ from offjax.fit.free import FreeParameters
 from offjax.fit.objective import FitObjective
 from offjax.fit.progress import Silent
 from offjax.fit.result import FitResult, MoleculeResult
-from offjax.interop import descent, spice
+from offjax.interop import reading
 from offjax.interop.files import write_atomically
-from offjax.interop.records import Record
+from offjax.interop.records import Problem, Record
 from offjax.system import System
-
-READERS = {"spice-hdf5": spice.read, "descent-arrow": descent.read}
-"""Formats of reference data; each reader takes a path, ``include``, ``exclude`` and whether ``forces`` are needed."""
 
 INTERRUPTED = "interrupted by Ctrl-C; continue with --resume"
 
@@ -90,6 +87,11 @@ def _run(config: FitConfig, resume: bool, progress: Silent, stack: contextlib.Ex
     if data.free.left_out:
         progress.stage(
             f"{len(data.free.left_out)} chosen parameters are left out, most for lack of data; log.jsonl lists them"
+        )
+    if data.problems:
+        rejected = sum(problem.kind == "rejected" for problem in data.problems)
+        progress.stage(
+            f"{rejected} records cannot be used, {len(data.problems) - rejected} remarks; log.jsonl lists them"
         )
     progress.stage(f"compiling the objective: {len(data.free)} parameters, {data.n_conformers} conformers")
     x = jnp.zeros(len(data.free))
@@ -152,6 +154,7 @@ class Prepared:
     free: FreeParameters
     targets: targets.Targets
     digest: str
+    problems: list[Problem]
 
     @property
     def n_conformers(self) -> int:
@@ -230,6 +233,7 @@ class Prepared:
             "test": [r.name for r, t in zip(self.records, self.train, strict=True) if not t],
             "free": [str(label) for label in self.free.selection.labels],
             "left_out": [str(item) for item in self.free.left_out],
+            "problems": [list(problem) for problem in self.problems],
         }
 
     def result(self, config: FitConfig, objective: FitObjective, x, initial, log: _Log, stopped: str) -> FitResult:
@@ -277,13 +281,23 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
     """Read the data, parameterize each molecule, split, choose the free parameters and pack."""
     progress = Silent() if progress is None else progress
     progress.stage("reading reference data")
-    records, weights = [], []
+    records, weights, problems = [], [], []
     for data in config.data:
-        found = READERS[data.format](
-            data.path, include=data.include, exclude=data.exclude, forces=config.objective.force_weight > 0
+        found = reading.read(
+            data.path,
+            data.format,
+            include=data.include,
+            exclude=data.exclude,
+            forces=config.objective.force_weight > 0,
+            strict=data.on_error == "raise",
+            molecule=data.molecule,
+            sign=data.sign,
         )
-        records += found
-        weights += [data.weight] * len(found)
+        problems += found.problems
+        records += found.records
+        weights += [data.weight] * len(found.records)
+    if not records:
+        raise InputError(f"{config.source}: no record can be used; {len(problems)} problems, the first: {problems[0]}")
     systems = _systems(config, records, progress)
     train = np.array([not held_out(r.inchikey, config) for r in records])
     if not train.any():
@@ -294,7 +308,7 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
     batch = SystemBatch.from_systems(systems)
     factors = np.where(train, weights, 0.0)
     packed = targets.build(batch, records, factors, config.objective)
-    return Prepared(records, systems, train, factors, free, packed, _digest(records, systems, train))
+    return Prepared(records, systems, train, factors, free, packed, _digest(records, systems, train), problems)
 
 
 def held_out(inchikey: str, config: FitConfig) -> bool:

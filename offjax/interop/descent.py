@@ -13,15 +13,14 @@ pyarrow (``pip install "offjax[arrow]"``). Source of the layout: https://github.
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from offjax.constants import ANGSTROM, KCAL
 from offjax.errors import InputError
-from offjax.interop.records import Record, check_bonds, check_finite, parse
+from offjax.interop.records import Problem, Record, check_bonds, check_contacts, check_finite, chosen, collect, parse
 
 
 def read(path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), forces: bool = True) -> list[Record]:
@@ -41,20 +40,27 @@ def read(path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), forc
     InputError
         No such file, pyarrow is missing, not an Arrow table of this layout, or a row that cannot be used.
     """
+    return collect(scan(path, include=include, exclude=exclude, forces=forces), strict=True).records
+
+
+def scan(
+    path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), forces: bool = True
+) -> Iterator[Record | Problem]:
+    """The same, with a Problem for each row that cannot be used.
+
+    Raises
+    ------
+    InputError
+        No such file, pyarrow is missing, not an Arrow table of this layout, or a pattern that matches nothing.
+    """
     path = Path(path)
-    records = [_record(path, n, row, forces) for n, row in enumerate(_rows(path))]
-    for pattern in [*include, *exclude]:
-        if not any(_matches(record, [pattern]) for record in records):
-            raise InputError(f"{path}: no row matches {pattern!r}; give row-0 to row-{len(records) - 1}, or InChIKeys")
-    chosen = [r for r in records if (not include or _matches(r, include)) and not _matches(r, exclude)]
-    if not chosen:
-        raise InputError(f"{path}: no molecule is left{' after exclude' if exclude else ': the table has no rows'}")
-    return chosen
-
-
-def _matches(record: Record, patterns: Sequence[str]) -> bool:
-    names = (record.name, record.inchikey)
-    return any(p == record.smiles or any(fnmatch.fnmatchcase(name, p) for name in names) for p in patterns)
+    found: list[Record | Problem] = []
+    for n, row in enumerate(_rows(path)):
+        try:
+            found.append(_record(path, n, row, forces))
+        except InputError as error:
+            found.append(Problem(str(path), f"row-{n}", "rejected", str(error), f"row-{n}"))
+    yield from chosen(path, found, include, exclude)
 
 
 def _rows(path: Path) -> list[dict]:
@@ -93,6 +99,7 @@ def _record(path: Path, n: int, row: dict, forces: bool) -> Record:
     given = row.get("forces")
     absent = given is None or all(v is None for v in given)
     check_bonds(molecule, positions, f"{where}, coords")
+    check_contacts(molecule, positions, f"{where}, coords")
     if absent and forces:
         raise InputError(
             f"{where}, forces: there are none but forces are asked for; set objective.force_weight = 0 to fit energies"

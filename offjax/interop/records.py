@@ -1,14 +1,17 @@
 """Reference data of one molecule, as every reader returns them, and the checks that all readers share.
 
-A reader converts units and knows a file format; what it returns is a :class:`Record`, whatever the format. Messages
-say ``where``: the file and the place in it.
+A reader converts units and knows a file format; what it gives is a :class:`Record`, whatever the format, or a
+:class:`Problem` that says which record cannot be used and why. Messages say ``where``: the file and the place in it.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +20,16 @@ from offjax.errors import InputError
 
 BOND_RANGE = (0.6, 1.6)
 """Shortest and longest bond accepted, in sums of covalent radii."""
+CONTACT = 1.15
+"""Atoms that are not bonded and closer than this, in sums of covalent radii, have formed a bond."""
+SLIPS = {
+    10.0: "angstrom read as nm",
+    0.1: "nm read as angstrom",
+    1.0 / (10.0 * constants.BOHR): "bohr read as angstrom",
+    10.0 * constants.BOHR: "angstrom read as bohr",
+    1.0 / constants.BOHR: "bohr read as nm",
+}
+"""Lengths by mistaken units, in true lengths."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +118,261 @@ def check_bonds(molecule, positions: np.ndarray, where: str) -> None:
             c = wrong[0]
             raise InputError(
                 f"{where}: bond {bond.atom1.symbol}{i}-{bond.atom2.symbol}{j} of conformer {c} is "
-                f"{length[c]:.4f} nm long, expected about {expected:.3f}: the unit, the order of the atoms or the "
-                "connectivity is wrong"
+                f"{length[c]:.4f} nm long, expected about {expected:.3f}: {_slip(molecule, positions)}the unit, the "
+                "order of the atoms or the connectivity is wrong"
             )
+
+
+def _slip(molecule, positions: np.ndarray) -> str:
+    """Words for a unit that was mistaken, if all bonds are off by the same factor."""
+    from rdkit import Chem
+
+    radius = Chem.GetPeriodicTable().GetRcovalent
+    ratios = [
+        np.linalg.norm(positions[:, b.atom1_index] - positions[:, b.atom2_index], axis=-1)
+        / (constants.ANGSTROM * (radius(b.atom1.atomic_number) + radius(b.atom2.atomic_number)))
+        for b in molecule.bonds
+    ]
+    typical = float(np.median(ratios))
+    for factor, words in SLIPS.items():
+        if np.all(np.abs(np.log(np.array(ratios) / factor)) < 0.25) and abs(np.log(typical / factor)) < 0.15:
+            return f"all bonds are about {factor:.3g} times as long as they should be, as if {words}; "
+    return ""
+
+
+# --- records that cannot be used, and records that look odd -----------------------------------------------------------
+
+
+class Problem(NamedTuple):
+    """Something about a record: its file, its name, the ``kind`` and the reason.
+
+    ``rejected`` records are not used, nor is ``ignored`` content; ``duplicate`` and ``outlier`` are remarks about
+    records that are used. ``molecule`` is the name of the Record that it would have become a part of, if known.
+    """
+
+    source: str
+    record: str
+    kind: str
+    reason: str
+    molecule: str = ""
+
+    def __str__(self) -> str:
+        return self.reason if self.source in self.reason else f"{self.source}, {self.record}: {self.reason}"
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What was read: the usable ``records``, and all ``problems``."""
+
+    records: list[Record]
+    problems: list[Problem]
+
+    @property
+    def rejected(self) -> list[Problem]:
+        """The problems of records that are not used."""
+        return [p for p in self.problems if p.kind == "rejected"]
+
+    def table(self):
+        """A pandas table of the problems."""
+        import pandas as pd
+
+        return pd.DataFrame(self.problems, columns=list(Problem._fields))
+
+    def __add__(self, other: Reading) -> Reading:
+        return Reading(self.records + other.records, self.problems + other.problems)
+
+
+def collect(found: Iterable[Record | Problem], strict: bool) -> Reading:
+    """Records and problems apart, with remarks on duplicates and outliers.
+
+    Raises
+    ------
+    InputError
+        A rejected record, if ``strict``.
+    """
+    records, problems = [], []
+    for item in found:
+        if isinstance(item, Record):
+            records.append(item)
+        elif strict and item.kind == "rejected":
+            raise InputError(str(item))
+        else:
+            problems.append(item)
+    return Reading(records, problems + list(duplicates(records)) + [p for r in records for p in outliers(r)])
+
+
+def chosen(
+    path, found: list[Record | Problem], include: Sequence[str], exclude: Sequence[str]
+) -> Iterator[Record | Problem]:
+    """What ``include`` and ``exclude`` leave: names, InChIKeys (wildcards allowed) or SMILES of records.
+
+    Raises
+    ------
+    InputError
+        A pattern that matches nothing, or nothing is left.
+    """
+    for pattern in [*include, *exclude]:
+        if not any(_matches(item, [pattern]) for item in found):
+            names = list(dict.fromkeys(i.name if isinstance(i, Record) else i.molecule or i.record for i in found))
+            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            raise InputError(f"{path}: no record matches {pattern!r}; there are {shown or 'none'} (InChIKeys do too)")
+    left = [
+        item
+        for item in found
+        if (not include or _unknown(item) or _matches(item, include)) and not _matches(item, exclude)
+    ]
+    if not left:
+        raise InputError(f"{path}: no molecule is left{' after exclude' if exclude else ': there are no records'}")
+    yield from left
+
+
+def _unknown(item: Record | Problem) -> bool:
+    """A problem of nobody knows which molecule: reported whatever is included."""
+    return isinstance(item, Problem) and not item.molecule
+
+
+def _matches(item: Record | Problem, patterns: Sequence[str]) -> bool:
+    names = (item.name, item.inchikey) if isinstance(item, Record) else (item.record, item.molecule)
+    exact = (*names, item.smiles) if isinstance(item, Record) else names  # a SMILES has brackets, which are wildcards
+    return any(p in exact or any(fnmatch.fnmatchcase(name, p) for name in names) for p in patterns)
+
+
+def duplicates(records: Iterable[Record]) -> Iterator[Problem]:
+    """Conformers of one molecule with the same positions to 1e-6 nm."""
+    seen: dict[tuple[str, bytes], str] = {}
+    for record in records:
+        for c, x in enumerate(record.positions):
+            key = record.smiles, np.round(x, 6).tobytes()
+            here = f"{record.name}, conformer {c}"
+            if key in seen:
+                yield Problem(record.source, here, "duplicate", f"the positions of {seen[key]}")
+            else:
+                seen[key] = here
+
+
+OUTLYING = 10.0
+"""Deviation from the median, in median deviations, that counts as an outlier."""
+ENERGY_SPREAD, FORCE_SIZE = 50.0, 5000.0
+"""kJ/mol and kJ/mol/nm: smaller deviations and forces are never outliers."""
+
+
+def outliers(record: Record) -> Iterator[Problem]:
+    """Conformers whose energy or largest force is far from those of the molecule's other conformers."""
+    quantities = [("energy", record.energies - np.median(record.energies), ENERGY_SPREAD, "kJ/mol from the median")]
+    if record.forces is not None:
+        largest = np.max(np.linalg.norm(record.forces, axis=-1), axis=1)
+        quantities.append(("largest force", largest, FORCE_SIZE, "kJ/mol/nm"))
+    for name, values, least, unit in quantities:
+        far = np.abs(values - np.median(values))
+        for c in np.flatnonzero((far > OUTLYING * np.median(far)) & (far > least)):
+            reason = f"{name} {values[c]:.4g} {unit}; the median deviation is {np.median(far):.3g}"
+            yield Problem(record.source, f"{record.name}, conformer {c}", "outlier", reason)
+
+
+class Frame(NamedTuple):
+    """One geometry as a file has it, in MD units: ``positions`` (atoms, 3), ``forces`` the same or None.
+
+    Frames of one ``name`` and ``smiles`` become the conformers of one Record; ``label`` names the frame in messages.
+    ``numbers`` (atomic numbers) and ``bonds`` (pairs of atoms) are compared with the SMILES where the file has them.
+    """
+
+    name: str
+    label: str
+    smiles: str
+    positions: np.ndarray
+    energy: float
+    forces: np.ndarray | None = None
+    numbers: np.ndarray | None = None
+    bonds: tuple[tuple[int, int], ...] | None = None
+    driven: tuple[tuple[int, int, int, int], ...] = ()
+
+
+def assemble(source: str, frames: Iterable[Frame | Problem], forces: bool) -> Iterator[Record | Problem]:
+    """Records of checked frames: a frame that cannot be used is a Problem, its molecule keeps the others."""
+    groups: dict[tuple[str, str], list[Frame]] = {}
+    for frame in frames:
+        if isinstance(frame, Problem):
+            yield frame
+        else:
+            groups.setdefault((frame.name, frame.smiles), []).append(frame)
+    for (name, smiles), members in groups.items():
+        try:
+            molecule = parse(smiles, f"{source}, {members[0].label}, smiles", name)
+        except InputError as error:
+            yield from (Problem(source, frame.label, "rejected", str(error), name) for frame in members)
+            continue
+        good = []
+        for frame in members:
+            try:
+                check_frame(molecule, frame, f"{source}, {frame.label}", forces)
+                good.append(frame)
+            except InputError as error:
+                yield Problem(source, frame.label, "rejected", str(error), name)
+        if good:
+            complete = all(frame.forces is not None for frame in good)
+            yield Record(
+                name=name,
+                smiles=smiles,
+                inchikey=molecule.to_inchikey(),
+                positions=np.stack([frame.positions for frame in good]),
+                energies=np.array([frame.energy for frame in good], dtype=np.float64),
+                forces=np.stack([frame.forces for frame in good]) if complete else None,
+                source=source,
+                driven=good[0].driven,
+            )
+
+
+def check_frame(molecule, frame: Frame, where: str, forces: bool) -> None:
+    """Raise InputError where a frame contradicts its SMILES, has no forces though they are needed, or is not finite."""
+    elements = np.array([atom.atomic_number for atom in molecule.atoms])
+    check_shape(frame.positions, (len(elements), 3), f"{where}, positions", "(atoms of the SMILES, 3)")
+    if frame.numbers is not None and (wrong := np.flatnonzero(np.asarray(frame.numbers) != elements)).size:
+        i = wrong[0]
+        raise InputError(
+            f"{where}: atom {i} has atomic number {frame.numbers[i]}, but map index {i + 1} of the SMILES has "
+            f"{elements[i]}; are positions and SMILES in the same order?"
+        )
+    if frame.bonds is not None:
+        check_connectivity(molecule, frame.bonds, where)
+    if forces and frame.forces is None:
+        raise InputError(f"{where}: no forces, but they are asked for; set objective.force_weight = 0 to fit energies")
+    check_finite(np.array([frame.energy]), f"{where}, energy")
+    check_finite(frame.positions, f"{where}, positions")
+    check_bonds(molecule, frame.positions[None], where)
+    check_contacts(molecule, frame.positions[None], where)
+    if frame.forces is not None:
+        check_shape(frame.forces, frame.positions.shape, f"{where}, forces", "the shape of the positions")
+        check_finite(frame.forces, f"{where}, forces")
+
+
+def check_connectivity(molecule, bonds: Iterable[tuple[int, int]], where: str) -> None:
+    """Raise InputError where the bonds that a file gives are not those of the SMILES."""
+    given = {(min(b), max(b)) for b in bonds}
+    own = {tuple(sorted((b.atom1_index, b.atom2_index))) for b in molecule.bonds}
+    if given != own:
+        words = [f"{_pair(molecule, b)} is in the SMILES only" for b in sorted(own - given)]
+        words += [f"{_pair(molecule, b)} is in the file only" for b in sorted(given - own)]
+        raise InputError(f"{where}: the connectivity differs: bond {'; bond '.join(words[:3])}")
+
+
+def check_contacts(molecule, positions: np.ndarray, where: str) -> None:
+    """Raise InputError where atoms (positions (n, atoms, 3) in nm) are as close as bonded ones, but not bonded."""
+    from rdkit import Chem
+
+    table = Chem.GetPeriodicTable()
+    radii = constants.ANGSTROM * np.array([table.GetRcovalent(atom.atomic_number) for atom in molecule.atoms])
+    apart = np.triu(np.ones((len(radii), len(radii)), dtype=bool), 1)
+    for bond in molecule.bonds:
+        apart[tuple(sorted((bond.atom1_index, bond.atom2_index)))] = False
+    i, j = np.nonzero(apart)
+    distance = np.linalg.norm(positions[:, i] - positions[:, j], axis=-1)
+    if (wrong := np.argwhere(distance < CONTACT * (radii[i] + radii[j]))).size:
+        c, k = wrong[0]
+        raise InputError(
+            f"{where}: the connectivity changed: {_pair(molecule, (int(i[k]), int(j[k])))} of conformer {c} are "
+            f"{distance[c, k]:.4f} nm apart and not bonded in the SMILES"
+        )
+
+
+def _pair(molecule, atoms) -> str:
+    return "-".join(f"{molecule.atom(i).symbol}{i}" for i in atoms)

@@ -17,7 +17,7 @@ names the file, the group and the dataset.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -25,7 +25,16 @@ import numpy as np
 
 from offjax import constants
 from offjax.errors import InputError
-from offjax.interop.records import Record, check_bonds, check_finite, check_shape, parse
+from offjax.interop.records import (
+    Problem,
+    Record,
+    check_bonds,
+    check_contacts,
+    check_finite,
+    check_shape,
+    collect,
+    parse,
+)
 
 LENGTHS = {"bohr": constants.BOHR, "angstrom": constants.ANGSTROM, "nanometer": 1.0, "nm": 1.0}
 ENERGIES = {"hartree": constants.HARTREE, "kcal/mol": constants.KCAL, "kj/mol": 1.0}
@@ -49,14 +58,35 @@ def read(path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), forc
     InputError
         No such file, not HDF5, or a record that cannot be used.
     """
+    return collect(scan(path, include=include, exclude=exclude, forces=forces), strict=True).records
+
+
+def scan(
+    path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), forces: bool = True
+) -> Iterator[Record | Problem]:
+    """The same, with a Problem for each group that cannot be used, or for a file that cannot be opened.
+
+    Raises
+    ------
+    InputError
+        No such file, or a pattern that matches nothing.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
         with h5py.File(path, "r") as file:
-            return [_record(path, name, file[name], forces) for name in _names(path, list(file), include, exclude)]
+            for name in _names(path, list(file), include, exclude):
+                try:
+                    yield _record(path, name, file[name], forces)
+                except InputError as error:
+                    yield Problem(str(path), name, "rejected", str(error))
+                except (OSError, KeyError, RuntimeError) as error:  # the part of the file that holds it is damaged
+                    reason = f"{path}, group {name!r}: cannot be read ({error}); was the file copied completely?"
+                    yield Problem(str(path), name, "rejected", reason)
     except OSError as error:
-        raise InputError(f"{path}: not a readable HDF5 file ({error}); was it copied completely?") from error
+        reason = f"{path}: not a readable HDF5 file ({error}); was it copied completely?"
+        yield Problem(str(path), "the whole file", "rejected", reason)
 
 
 def _names(path: Path, names: list[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
@@ -100,6 +130,7 @@ def _record(path: Path, name: str, group, forces: bool) -> Record:
         gradient = _array(group, "dft_total_gradient", GRADIENTS, where)
         check_shape(gradient, positions.shape, f"{where}, dft_total_gradient", "the shape of conformations")
     check_bonds(molecule, positions, f"{where}, conformations")
+    check_contacts(molecule, positions, f"{where}, conformations")
     return Record(
         name=name,
         smiles=smiles,

@@ -76,7 +76,7 @@ def test_include_and_exclude_take_names_inchikeys_and_smiles(tmp_path):
     path = write(tmp_path / "data.arrow", [row(), row(ETHANE, ethane([60.0, 75.0]))])
     assert [r.name for r in descent.read(path, include=["WSFS*"], forces=False)] == ["row-0"]
     assert [r.name for r in descent.read(path, exclude=[FORMALDEHYDE], forces=False)] == ["row-1"]
-    with pytest.raises(InputError, match="no row matches 'water'"):
+    with pytest.raises(InputError, match="no record matches 'water'"):
         descent.read(path, include=["water"], forces=False)
 
 

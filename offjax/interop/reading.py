@@ -1,0 +1,111 @@
+"""Reading reference data of any supported format, with a report on what could not be used.
+
+    found = read("reference.extxyz", strict=False)
+    found.records      # what a fit can use
+    found.problems     # every rejected record with file, name and reason; duplicates and outliers
+
+===================  =========================================  ==========================
+format               module                                     taken from the name of
+===================  =========================================  ==========================
+spice-hdf5           :mod:`offjax.interop.spice`                ``.h5``, ``.hdf5``
+descent-arrow        :mod:`offjax.interop.descent`              ``.arrow``, folders of them
+extended-xyz         :mod:`offjax.interop.xyz`                  ``.xyz``, ``.extxyz``
+qc-json              :mod:`offjax.interop.qcjson`               ``.json``
+forcebalance-qdata   :mod:`offjax.interop.forcebalance`         ``qdata.txt`` and its folder
+===================  =========================================  ==========================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from offjax.errors import InputError
+from offjax.interop import descent, forcebalance, qcjson, spice, xyz
+from offjax.interop.records import Reading, chosen, collect
+
+Format = Literal["spice-hdf5", "descent-arrow", "extended-xyz", "qc-json", "forcebalance-qdata"]
+
+SUFFIXES: dict[str, Format] = {
+    ".h5": "spice-hdf5",
+    ".hdf5": "spice-hdf5",
+    ".arrow": "descent-arrow",
+    ".xyz": "extended-xyz",
+    ".extxyz": "extended-xyz",
+    ".json": "qc-json",
+    ".txt": "forcebalance-qdata",
+}
+
+
+def read(
+    path,
+    format: Format | None = None,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    forces: bool = True,
+    strict: bool = True,
+    molecule: str | None = None,
+    sign: forcebalance.Sign = "auto",
+) -> Reading:
+    """The records of one file, and its problems.
+
+    Parameters
+    ----------
+    path
+        The file, or a folder for descent-arrow and forcebalance-qdata.
+    format
+        None takes it from the name.
+    include, exclude
+        Names of records, shell wildcards allowed; a pattern that matches nothing raises.
+    forces
+        Whether forces are needed: a record without them is rejected.
+    strict
+        Raise at the first rejected record instead of reporting it.
+    molecule, sign
+        Of a ``qdata.txt``: see :func:`offjax.interop.forcebalance.scan`.
+
+    Raises
+    ------
+    InputError
+        A file or pattern that cannot be used; with ``strict``, a record that cannot.
+    """
+    path = Path(path)
+    format = guess(path) if format is None else format
+    if format not in get_args(Format):
+        raise InputError(f"{path}: there is no format {format!r}; there are {', '.join(get_args(Format))}")
+    if format != "forcebalance-qdata" and (molecule is not None or sign != "auto"):
+        raise InputError(f"{path}: molecule and sign belong to forcebalance-qdata, this is {format}")
+    found: Any
+    if format == "spice-hdf5":
+        found = spice.scan(path, include=include, exclude=exclude, forces=forces)
+    elif format == "descent-arrow":
+        found = descent.scan(path, include=include, exclude=exclude, forces=forces)
+    else:
+        if format == "forcebalance-qdata":
+            items = list(forcebalance.scan(path, forces=forces, molecule=molecule, sign=sign))
+        else:
+            items = list({"extended-xyz": xyz, "qc-json": qcjson}[format].scan(path, forces=forces))
+        found = chosen(path, items, include, exclude)
+    return collect(found, strict)
+
+
+def guess(path: Path) -> Format:
+    """The format that a file's name says.
+
+    Raises
+    ------
+    InputError
+        Nothing by that name, or one that says nothing.
+    """
+    if path.is_dir():
+        if (path / "qdata.txt").is_file():
+            return "forcebalance-qdata"
+        if any(path.glob("*.arrow")):
+            return "descent-arrow"
+    elif not path.exists():
+        raise InputError(f"{path}: no such file")
+    elif path.suffix.lower() in SUFFIXES:
+        return SUFFIXES[path.suffix.lower()]
+    raise InputError(f"{path}: the name does not tell its format; give one of {', '.join(get_args(Format))}")

@@ -1,0 +1,130 @@
+"""Reading extended XYZ files with mapped SMILES, in the conventions of ASE.
+
+Each frame is the number of atoms, a line of ``key=value`` pairs and a line an atom. Read are
+
+==============  ===========================================================================================
+``Properties``  the columns; ``species:S:1:pos:R:3`` if it is missing; ``pos`` in angstrom, ``forces`` (or
+                ``REF_forces``) in eV/angstrom
+``energy``      eV (or ``REF_energy``)
+``smiles``      mapped SMILES with explicit hydrogens (or ``mapped_smiles``); map index = atom position + 1
+``name``        optional; frames of one name and SMILES are conformers of one molecule
+==============  ===========================================================================================
+
+A frame that is periodic (``pbc`` with a T) is refused. Other keys and columns are not looked at. Source:
+https://ase-lib.org/ase/io/formatoptions.html#extxyz
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from offjax import constants
+from offjax.errors import InputError
+from offjax.interop.records import Frame, Problem, Record, assemble
+
+EV = 1.602176634e-19 * constants.AVOGADRO * 1e-3
+"""One electronvolt, kJ/mol (exact)."""
+
+PAIR = re.compile(r"""([\w-]+)\s*=\s*("[^"]*"|'[^']*'|\{[^}]*\}|\S+)""")
+
+
+def scan(path, *, forces: bool = True) -> Iterator[Record | Problem]:
+    """The molecules of a file, and a Problem for each frame that cannot be used.
+
+    Raises
+    ------
+    InputError
+        No such file, or not text.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text: {error}") from error
+    yield from assemble(str(path), _frames(path, lines), forces)
+
+
+def _frames(path: Path, lines: list[str]) -> Iterator[Frame | Problem]:
+    at, number = 0, 0
+    while at < len(lines):
+        if not lines[at].strip():
+            at += 1
+            continue
+        label = f"frame {number}"
+        try:
+            n = int(lines[at])
+        except ValueError:
+            reason = f"{path}, line {at + 1}: expected a number of atoms, found {lines[at].strip()[:40]!r}"
+            yield Problem(str(path), f"{label} and all that follow", "rejected", reason)
+            return
+        rows = lines[at + 2 : at + 2 + n]
+        try:
+            if len(rows) < n:
+                raise InputError(f"the file ends after {len(rows)} of {n} atoms; was it copied completely?")
+            yield _frame(label, lines[at + 1], rows)
+        except (InputError, ValueError) as error:
+            yield Problem(str(path), label, "rejected", f"{path}, {label} (line {at + 1}): {error}")
+        at, number = at + 2 + n, number + 1
+
+
+def _frame(label: str, comment: str, rows: list[str]) -> Frame:
+    keys = {k: v.strip("\"'") for k, v in PAIR.findall(comment)}
+    if "T" in keys.get("pbc", "").upper().split():
+        raise InputError(f"periodic (pbc = {keys['pbc']!r}): reference data are of molecules in vacuum")
+    columns = _columns(keys.get("Properties", "species:S:1:pos:R:3"))
+    cells = [row.split() for row in rows]
+    width = max(span.stop for span in columns.values())
+    if short := next((i for i, row in enumerate(cells) if len(row) < width), None):
+        raise InputError(f"atom {short} has {len(cells[short])} columns, Properties names {width}")
+
+    def numbers(name):
+        return np.array([[float(x) for x in row[columns[name]]] for row in cells])
+
+    energy, smiles = (_first(keys, *names) for names in (("energy", "REF_energy"), ("smiles", "mapped_smiles")))
+    found = next((name for name in ("forces", "REF_forces") if name in columns), None)
+    return Frame(
+        name=keys.get("name", smiles),
+        label=label,
+        smiles=smiles,
+        positions=numbers("pos") * constants.ANGSTROM,
+        energy=float(energy) * EV,
+        forces=None if found is None else numbers(found) * (EV / constants.ANGSTROM),
+        numbers=np.array([atomic_number(row[columns["species"]][0]) for row in cells]),
+    )
+
+
+def _first(keys: dict[str, str], *names: str) -> str:
+    for name in names:
+        if name in keys:
+            return keys[name]
+    raise InputError(f"the key {' or '.join(names)} is missing; there are {', '.join(keys) or 'none'}")
+
+
+def _columns(properties: str) -> dict[str, slice]:
+    fields = properties.split(":")
+    if len(fields) % 3:
+        raise InputError(f"Properties={properties}: expected triples name:type:number")
+    found, start = {}, 0
+    for name, _, count in zip(fields[::3], fields[1::3], fields[2::3], strict=True):
+        found[name] = slice(start, start + int(count))
+        start += int(count)
+    for name, count in (("species", 1), ("pos", 3), ("forces", 3), ("REF_forces", 3)):
+        if name in found and found[name].stop - found[name].start != count:
+            raise InputError(f"Properties={properties}: {name} must have {count} columns")
+    if missing := {"species", "pos"} - set(found):
+        raise InputError(f"Properties={properties}: {' and '.join(sorted(missing))} missing")
+    return found
+
+
+def atomic_number(symbol: str) -> int:
+    """Of an element's symbol; InputError if there is none."""
+    from rdkit import Chem
+
+    try:
+        return Chem.GetPeriodicTable().GetAtomicNumber(symbol)
+    except RuntimeError:
+        raise InputError(f"unknown element {symbol!r}") from None

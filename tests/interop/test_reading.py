@@ -1,0 +1,249 @@
+"""Readers of foreign formats: right numbers from good files, and a reason for every record that cannot be used."""
+
+import json
+
+import numpy as np
+import pytest
+from openff.toolkit import Molecule
+
+from offjax import constants
+from offjax.errors import InputError
+from offjax.interop import forcebalance
+from offjax.interop.reading import read
+from offjax.interop.records import SLIPS
+from offjax.interop.xyz import EV
+from tests.fit.conftest import write_spice
+
+SMILES = "[C:1]([O:2][H:6])([H:3])([H:4])[H:5]"
+SYMBOLS = ["C", "O", "H", "H", "H", "H"]
+
+
+@pytest.fixture(scope="module")
+def frames():
+    """Positions (nm), energies (kJ/mol) and forces (kJ/mol/nm) of eight conformers in a harmonic well."""
+    rng = np.random.default_rng(2)
+    x0 = geometry()
+    d = 0.004 * rng.normal(size=(8, 6, 3))
+    return x0 + d, -3e5 + 0.5 * 1e5 * np.sum(d**2, axis=(1, 2)), -1e5 * d
+
+
+def geometry():
+    from rdkit.Chem import AllChem
+
+    rdmol = Molecule.from_mapped_smiles(SMILES).to_rdkit()
+    AllChem.EmbedMolecule(rdmol, randomSeed=7)
+    return rdmol.GetConformer().GetPositions() * constants.ANGSTROM
+
+
+def xyz(frames, smiles=SMILES, name="methanol"):
+    text = ""
+    for x, e, f in zip(*frames, strict=True):
+        text += "6\nProperties=species:S:1:pos:R:3:forces:R:3 "
+        text += f'energy={float(e) / EV!r} smiles="{smiles}" name={name} pbc="F F F"\n'
+        for symbol, a, b in zip(SYMBOLS, x / constants.ANGSTROM, f / EV * constants.ANGSTROM, strict=True):
+            text += " ".join([symbol, *map(repr, map(float, (*a, *b)))]) + "\n"
+    return text
+
+
+def qdata(frames, key="FORCES", sign=1.0):
+    def line(key, values):
+        return f"{key} " + " ".join(map(repr, map(float, np.ravel(values))))
+
+    blocks = []
+    for n, (x, e, f) in enumerate(zip(*frames, strict=True)):
+        force = sign * f / (constants.HARTREE / constants.BOHR)
+        rows = (("COORDS", x / constants.ANGSTROM), ("ENERGY", e / constants.HARTREE), (key, force))
+        blocks.append("\n".join([f"JOB {n}", *(line(k, v) for k, v in rows)]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def result(x, e, f, smiles=SMILES, **extra):
+    molecule = {
+        "symbols": SYMBOLS,
+        "geometry": (x / constants.BOHR).ravel().tolist(),
+        "schema_name": "qcschema_molecule",
+    }
+    molecule |= {"identifiers": {"canonical_isomeric_explicit_hydrogen_mapped_smiles": smiles}} | extra
+    gradient = (-f / (constants.HARTREE / constants.BOHR)).ravel().tolist()
+    return {"schema_name": "qcschema_output", "driver": "gradient", "molecule": molecule, "success": True,
+            "return_result": gradient, "properties": {"return_energy": e / constants.HARTREE}}  # fmt: skip
+
+
+def same(record, frames, n=8):
+    x, e, f = (a[:n] for a in frames)
+    assert record.smiles == SMILES and record.n_conformers == n
+    np.testing.assert_allclose(record.positions, x, atol=1e-12)
+    np.testing.assert_allclose(record.energies, e, rtol=1e-13)
+    np.testing.assert_allclose(record.forces, f, rtol=1e-9, atol=1e-8)
+
+
+def test_formats_give_the_same_numbers(frames, tmp_path):
+    (tmp_path / "a.extxyz").write_text(xyz(frames))
+    (tmp_path / "a.json").write_text(json.dumps([result(*frame) for frame in zip(*frames, strict=True)]))
+    for name in ("a.extxyz", "a.json"):
+        [record] = read(tmp_path / name).records
+        same(record, frames)
+        assert record.source.endswith(name)
+    for key, sign in (("FORCES", 1.0), ("FORCES", -1.0), ("GRADIENT", -1.0)):
+        (tmp_path / "qdata.txt").write_text(qdata(frames, key, sign))
+        [record] = read(tmp_path / "qdata.txt", molecule=SMILES).records
+        same(record, frames)
+    (tmp_path / "metadata.json").write_text('{"dihedrals": [[2, 0, 1, 5]]}')
+    [record] = read(tmp_path, molecule=SMILES).records
+    assert record.driven == ((2, 0, 1, 5),)
+
+
+def test_the_sign_of_forces_is_never_guessed(frames, tmp_path):
+    few = tuple(a[:3] for a in frames)
+    path = tmp_path / "qdata.txt"
+    path.write_text(qdata(few))
+    with pytest.raises(InputError, match='3 conformers do not tell.*give sign = "forces" or sign = "gradient"'):
+        read(path, molecule=SMILES)
+    same(read(path, molecule=SMILES, sign="forces").records[0], few, 3)
+    np.testing.assert_allclose(read(path, molecule=SMILES, sign="gradient").records[0].forces, -few[2], rtol=1e-9)
+    found = read(path, molecule=SMILES, forces=False, strict=False)
+    assert found.records[0].forces is None and found.problems[0].kind == "ignored"
+    # a scan along a soft coordinate tells by its energies, though its bonds hardly move
+    x = geometry() + np.linspace(0, 0.02, 9)[:, None, None] * np.array([0, 0, 0, 0, 0, 1.0])[:, None] * [0, 0, 1.0]
+    f = np.zeros_like(x)
+    f[:, 5, 2] = -np.linspace(-300, 900, 9)
+    e = np.concatenate([[0], np.cumsum(-0.5 * (f[1:] + f[:-1])[:, 5, 2] * 0.0025)])
+    assert forcebalance._along_steps(x, f, e) == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["extxyz", "json"])
+def test_every_bad_frame_is_reported_and_the_rest_is_usable(frames, tmp_path, kind):
+    x, e, f = (a.copy() for a in frames)
+    x[1][[0, 1]] = x[1][[1, 0]]  # positions of C and O in another order
+    x[2][:] = x[2] / 10  # another unit
+    x[3][5] += 0.2  # a hydrogen left
+    x[4][2] = x[4][3] + 0.01  # two hydrogens too near
+    e[5] = np.nan
+    f[6][0, 0] = np.inf
+    path = tmp_path / f"bad.{kind}"
+    if kind == "extxyz":
+        path.write_text(xyz((x, e, f)))
+    else:
+        path.write_text(json.dumps([result(*frame) for frame in zip(x, e, f, strict=True)]))
+    found = read(path, strict=False)
+    [record] = found.records
+    assert record.n_conformers == 2
+    np.testing.assert_allclose(record.energies, e[[0, 7]])
+    reasons = {int(p.record.split()[1]): p.reason for p in found.rejected}
+    assert sorted(reasons) == [1, 2, 3, 4, 5, 6] and all(p.source == str(path) for p in found.problems)
+    for n, words in ((1, "order of the atoms"), (2, "0.1 times as long as they should be, as if nm read as angstrom"),
+                     (3, "nm long, expected about"), (4, "connectivity changed: H2-H3"),
+                     (5, "energy: 1 values are not finite"), (6, "forces: 1 values are not finite")):  # fmt: skip
+        assert words in reasons[n], reasons[n]
+    assert list(found.table().columns) == ["source", "record", "kind", "reason", "molecule"]
+    name = "methanol" if kind == "extxyz" else SMILES
+    assert len(read(path, strict=False, include=[name]).rejected) == 6
+    with pytest.raises(InputError, match=f"{kind}, (frame|result) 1: bond C0-"):
+        read(path)
+
+
+def test_slips_are_what_they_say():
+    assert sorted(SLIPS) == pytest.approx([0.1, 0.529177, 1.889726, 10.0, 18.89726], rel=1e-5)
+
+
+def test_elements_and_given_bonds_are_compared_with_the_smiles(frames, tmp_path):
+    first = next(zip(*frames, strict=True))
+    bonds = [[0, 1, 1], [0, 2, 1], [0, 3, 1], [0, 4, 1], [0, 5, 1]]
+    shuffled = result(*first)
+    shuffled["molecule"] = shuffled["molecule"] | {"symbols": ["O", "C", "H", "H", "H", "H"]}
+    failed = result(*first) | {"success": False, "error": "SCF"}
+    hessian = result(*first) | {"driver": "hessian"}
+    bare = result(*first)["molecule"]
+    entries = [result(*first, connectivity=bonds), shuffled, failed, hessian, bare, result(*first, smiles="CO"), {}]
+    (tmp_path / "a.json").write_text(json.dumps(entries))
+    found = read(tmp_path / "a.json", strict=False)
+    words = ["the connectivity differs: bond O1-H5 is in the SMILES only; bond C0-H5 is in the file only",
+             "atom 0 has atomic number 8, but map index 1 of the SMILES has 6", "the calculation failed: SCF",
+             "the driver 'hessian' is not read", "a QCSchema Molecule has no energy", "all mapped 1..n",
+             "not of the expected layout (KeyError: 'driver')"]  # fmt: skip
+    assert not found.records and sorted(p.record for p in found.rejected) == [f"result {n}" for n in range(7)]
+    for problem in found.rejected:
+        assert words[int(problem.record.split()[1])] in problem.reason
+
+
+def test_yammbs(frames, tmp_path):
+    x, e, _ = frames
+    molecules = [{"id": n, "qcarchive_id": 70 + n, "mapped_smiles": SMILES, "coordinates": (y * 10).tolist(),
+                  "final_energy": v / 4.184} for n, (y, v) in enumerate(zip(x, e, strict=True))]  # fmt: skip
+    (tmp_path / "opt.json").write_text(json.dumps({"tag": "t", "version": 1, "qm_molecules": molecules}))
+    [record] = read(tmp_path / "opt.json", forces=False).records
+    np.testing.assert_allclose(record.energies, e)
+    np.testing.assert_allclose(record.positions, x, atol=1e-12)
+    angles = ["-165.0", "15.0", "-90.0"]
+    torsion = {"id": 5, "mapped_smiles": SMILES, "dihedral_indices": [2, 0, 1, 5],
+               "coordinates": {a: (y * 10).tolist() for a, y in zip(angles, x, strict=False)},
+               "energies": {a: v / 4.184 for a, v in zip(angles[:2], e, strict=False)}}  # fmt: skip
+    (tmp_path / "td.json").write_text(json.dumps({"tag": "t", "version": 1, "qm_torsions": [torsion]}))
+    found = read(tmp_path / "td.json", forces=False, strict=False)
+    assert found.records[0].driven == ((2, 0, 1, 5),)
+    np.testing.assert_allclose(found.records[0].energies, e[:2])
+    assert [p.record for p in found.rejected] == ["torsion 5, angle -90.0"]
+    (tmp_path / "submit.json").write_text(json.dumps({"dataset_name": "x", "dataset": {}}))
+    with pytest.raises(InputError, match="inputs or references, no energies"):
+        read(tmp_path / "submit.json")
+
+
+def test_damaged_files(frames, tmp_path):
+    x, e, f = frames
+    whole = {"smiles": SMILES, "numbers": [6, 8, 1, 1, 1, 1], "positions": x, "energies": e, "forces": f}
+    write_spice(tmp_path / "a.h5", {"good": whole, "nan": whole | {"energies": e * np.nan}})
+    found = read(tmp_path / "a.h5", strict=False)
+    assert [r.name for r in found.records] == ["good"]
+    assert [(p.record, p.kind) for p in found.problems] == [("nan", "rejected")] and "not finite" in found.problems[
+        0
+    ].reason
+    content = (tmp_path / "a.h5").read_bytes()
+    (tmp_path / "cut.h5").write_bytes(content[: len(content) // 2])
+    found = read(tmp_path / "cut.h5", strict=False)
+    assert not found.records and "was it copied completely" in found.rejected[0].reason
+
+    text = xyz(frames)
+    (tmp_path / "cut.xyz").write_text(text[: int(0.6 * len(text))].rsplit("\n", 1)[0])
+    found = read(tmp_path / "cut.xyz", strict=False)
+    assert found.records[0].n_conformers == 4 and "copied completely" in found.rejected[0].reason
+    (tmp_path / "odd.xyz").write_text(text + "\nnonsense\n")
+    found = read(tmp_path / "odd.xyz", strict=False)
+    same(found.records[0], frames)
+    assert "expected a number of atoms, found 'nonsense'" in found.rejected[0].reason
+
+    cut = qdata(frames)[:-200]
+    (tmp_path / "qdata.txt").write_text(cut)
+    found = read(tmp_path, strict=False, molecule=SMILES)
+    assert found.records[0].n_conformers == 7 and [p.record for p in found.rejected] == ["JOB 7"]
+    (tmp_path / "cut.json").write_text('{"qm_molecules": [')
+    with pytest.raises(InputError, match="not complete JSON"):
+        read(tmp_path / "cut.json")
+
+
+def test_duplicates_and_outliers_are_remarked_on_and_used(frames, tmp_path):
+    x, e, f = (np.concatenate([a, a[:1]]) for a in frames)
+    e[4] += 4000.0
+    f[5] *= 40.0
+    (tmp_path / "a.xyz").write_text(xyz((x, e, f)))
+    found = read(tmp_path / "a.xyz")
+    assert found.records[0].n_conformers == 9 and not found.rejected
+    remarks = {(p.record.split()[-1], p.kind) for p in found.problems}
+    assert remarks == {("8", "duplicate"), ("4", "outlier"), ("5", "outlier")}
+
+
+def test_names_and_options(frames, tmp_path):
+    path = tmp_path / "two.xyz"
+    path.write_text(xyz(frames, name="a") + xyz(frames, name="b"))
+    assert [r.name for r in read(path, include=["b"]).records] == ["b"]
+    for options, message in (
+        ({"include": ["c"]}, "no record matches 'c'"),
+        ({"molecule": SMILES}, "molecule and sign belong to forcebalance-qdata"),
+        ({"format": "pdb"}, "there is no format 'pdb'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read(path, **options)
+    with pytest.raises(InputError, match="no such file"):
+        read(tmp_path / "none.xyz")
+    (tmp_path / "a.dat").write_text("")
+    with pytest.raises(InputError, match="the name does not tell its format"):
+        read(tmp_path / "a.dat")
