@@ -27,7 +27,7 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
 
 
 def test_the_configuration_on_the_page_about_fits_is_valid(tmp_path):
-    [block] = re.findall(r"^```toml\n(.*?)^```", (ROOT / "docs/howto/fit.md").read_text(), re.MULTILINE | re.DOTALL)
+    block, *_ = re.findall(r"^```toml\n(.*?)^```", (ROOT / "docs/howto/fit.md").read_text(), re.MULTILINE | re.DOTALL)
     path = tmp_path / "fit.toml"
     path.write_text(block)
     assert FitConfig.load(path).split.holdout_fold == 0
