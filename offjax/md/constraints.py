@@ -45,6 +45,12 @@ class Constraints:
     clusters: tuple[_Clusters, ...]
     count: int
 
+    def within(self, groups) -> bool:
+        """Whether all constraints join particles of one group; ``groups`` (n,)."""
+        groups = np.asarray(groups)
+        together = [np.asarray(self.triangles), *(np.asarray(c.particles) for c in self.clusters)]
+        return all(np.all(groups[p] == groups[p][:, :1]) for p in together if len(p))
+
     @jax.jit
     def positions(self, moved, reference, masses):
         """Positions that obey the constraints, reached from ``moved`` along the directions at ``reference``.

@@ -128,17 +128,12 @@ def ornstein_uhlenbeck(key, v, dt, kT, friction, masses):
 def brownian(energy: Callable, dt, kT, friction, **system) -> Integrator:
     """Overdamped Langevin dynamics: dx = dt f/(m friction) + sqrt(2 kT dt/(m friction)) R (Euler-Maruyama).
 
-    Velocities play no part (they stay as they are) and there is no conserved energy. Source: D. L. Ermak and J. A.
+    Velocities play no part (they stay as they are) and there is no conserved energy. Constraints: the step is projected
+    back along their directions at its start, with the masses as weights, which samples what constrained Langevin
+    dynamics does (T. Lelievre, M. Rousset and G. Stoltz, Math. Comp. 81, 2071 (2012)). Source: D. L. Ermak and J. A.
     McCammon, J. Chem. Phys. 69, 1352 (1978).
-
-    Raises
-    ------
-    UnsupportedError
-        With constraints.
     """
     system = Particles(energy, **system)
-    if system.constraints is not None:
-        raise UnsupportedError("brownian() takes no constraints; use langevin()")
 
     def init(key, positions, velocities=None, *, box=None, neighbors=None):
         return system.start(key, positions, velocities, None, box, neighbors, drift_free=False)
@@ -148,7 +143,7 @@ def brownian(energy: Callable, dt, kT, friction, **system) -> Integrator:
         mobility = 1.0 / (system.mass(state.positions) * friction)
         random = jax.random.normal(noise, state.positions.shape, state.positions.dtype)
         dx = dt * mobility * state.forces + jnp.sqrt(2.0 * kT * dt * mobility) * random
-        x = system.move(state.positions, dx, state.box)
+        x, _ = system.drift(state.positions, dx, 1.0, state.box)
         energy, forces, neighbors = system.evaluate(x, state.box, state.neighbors)
         zero = jnp.zeros_like(energy)
         state = State(x, state.velocities, forces, energy, key, state.box, neighbors)
@@ -348,40 +343,59 @@ def monte_carlo_barostat(
     return Integrator(init, step)
 
 
-def nose_hoover_npt(energy: Callable, dt, kT, pressure, time, barostat_time, *, chain: int = 3, **system) -> Integrator:
+def nose_hoover_npt(
+    energy: Callable, dt, kT, pressure, time, barostat_time, *, groups=None, chain: int = 3, **system
+) -> Integrator:
     """Isotropic constant pressure and temperature by an extended system: the equations of Martyna, Tobias and Klein.
 
-    Positions scale with the box about the origin; particles and the box each have a Nose-Hoover chain. The pressure
-    comes from the energy's derivative under a uniform strain, so the energy must take ``box=`` and be differentiable
-    in it. The box is in the State: ``init`` needs ``box``.
+    The centres of the molecules scale with the box about the origin, and their shape does not; all particles and the
+    box each have a Nose-Hoover chain. The pressure comes from the energy's derivative in a uniform strain of box and
+    centres, so the energy must take ``box=`` and be differentiable in it. The box is in the State: ``init`` needs
+    ``box``. Constraints must join particles of one molecule.
 
-    Source: M. E. Tuckerman et al., J. Phys. A 39, 5629 (2006), the integrator of section 4.
+    Source: M. E. Tuckerman et al., J. Phys. A 39, 5629 (2006), the integrator of section 4; for molecules E.
+    Kalibaeva, M. Ferrario and G. Ciccotti, Mol. Phys. 101, 765 (2003).
+
+    Parameters
+    ----------
+    groups
+        (n,) molecule of each particle, from 0; None: every particle by itself.
 
     Raises
     ------
+    InputError
+        Constraints between molecules, or without groups.
     UnsupportedError
-        With constraints, ``shift`` or ``Forces``: use monte_carlo_barostat().
+        With ``shift`` or ``Forces``: use monte_carlo_barostat().
     """
     system = Particles(energy, **system)
-    if system.constraints is not None or system.shift is not None or not system.has_energy:
-        raise UnsupportedError(
-            "nose_hoover_npt() takes no constraints, no shift and no Forces; use monte_carlo_barostat()"
-        )
+    if system.shift is not None or not system.has_energy:
+        raise UnsupportedError("nose_hoover_npt() takes no shift and no Forces; use monte_carlo_barostat()")
+    if system.constraints is not None and (groups is None or not system.constraints.within(groups)):
+        raise InputError("constraints in nose_hoover_npt() need groups=, and must join particles of one molecule")
 
-    def strained(x, box, neighbors):
-        """Energy, forces and -dU/d(strain), the virial."""
+    def strained(x, box, neighbors, centre):
+        """Energy, forces and -dU/d(strain) of the centres, the virial."""
 
         def of(x, strain):
-            scale = 1.0 + strain
-            return bound(energy, scale * box, neighbors)(scale * x)
+            return bound(energy, (1.0 + strain) * box, neighbors)(x + strain * centre(x))
 
         value, (gradient, virial) = jax.value_and_grad(of, argnums=(0, 1))(x, jnp.zeros((), x.dtype))
         return value, -gradient, -virial
 
+    def molecules(x):
+        """Their number, and the function that gives each particle the mean of its molecule, weighted by mass."""
+        if groups is None:
+            return x.shape[0], lambda v: v
+        of, m = np.asarray(groups), jnp.broadcast_to(system.mass(x), (x.shape[0], 1))
+        count = int(of.max()) + 1
+        total = jnp.zeros((count, 1), x.dtype).at[of].add(m)
+        return count, lambda v: (jnp.zeros((count, v.shape[1]), v.dtype).at[of].add(m * v) / total)[of]
+
     def init(key, positions, velocities=None, *, box, neighbors=None):
         state = system.start(key, positions, velocities, kT, box, neighbors, drift_free=True)
         x = state.positions
-        _, _, virial = strained(x, state.box, state.neighbors)
+        _, _, virial = strained(x, state.box, state.neighbors, molecules(x)[1])
         empty = (jnp.zeros(chain, x.dtype), jnp.zeros(chain, x.dtype))
         return state._replace(extra=(virial, jnp.zeros((), x.dtype), empty, empty))
 
@@ -390,10 +404,11 @@ def nose_hoover_npt(energy: Callable, dt, kT, pressure, time, barostat_time, *, 
         dof = system.dof(x, True)
         m = system.mass(x)
         dtype = x.dtype
+        count, centre = molecules(x)
         inertia = _inertia(dof, kT, time, chain, dtype)
         box_mass = jnp.asarray((dof + d) * kT * barostat_time**2, dtype)
         box_inertia = _inertia(1.0, kT, barostat_time, chain, dtype)
-        alpha = 1.0 + d / dof
+        alpha = 1.0 + 1.0 / max(count - 1, 1)  # 1 + d/(degrees of freedom of the centres)
 
         def thermostats(v, rate, links, box_links):
             kinetic = system.kinetic(v).astype(dtype)
@@ -402,24 +417,30 @@ def nose_hoover_npt(energy: Callable, dt, kT, pressure, time, barostat_time, *, 
             return scale * v, box_scale * rate, links, box_links
 
         def kick_box(v, rate, virial, box):
-            twice = 2.0 * system.kinetic(v).astype(dtype)
+            twice = 2.0 * system.kinetic(centre(v)).astype(dtype)
             drive = alpha * twice + virial - d * pressure * volume(box, d)
             return rate + 0.5 * dt * drive / box_mass
 
-        def kick(v, rate, forces):
+        def kick(x, v, rate, forces):
             a = 0.25 * dt * alpha * rate
-            return v * jnp.exp(-2.0 * a) + 0.5 * dt * forces / m * jnp.exp(-a) * _sinhc(a)
+            push = forces / m
+            whole, push_whole = centre(v), centre(push)
+            moved = whole * jnp.exp(-2.0 * a) + 0.5 * dt * push_whole * jnp.exp(-a) * _sinhc(a)
+            return system.project(x, moved + (v - whole) + 0.5 * dt * (push - push_whole))
 
         virial, rate, links, box_links = state.extra
         v, rate, links, box_links = thermostats(state.velocities, rate, links, box_links)
         rate = kick_box(v, rate, virial, state.box)
-        v = kick(v, rate, state.forces)
+        v = kick(x, v, rate, state.forces)
         half = 0.5 * dt * rate
-        x = x * jnp.exp(2.0 * half) + dt * v * jnp.exp(half) * _sinhc(half)
+        middle, whole = centre(x), centre(v)
+        inner, turning = system.drift(x - middle, v - whole, dt, None)
+        x = middle * jnp.exp(2.0 * half) + dt * whole * jnp.exp(half) * _sinhc(half) + inner
+        v = whole + turning
         box = state.box * jnp.exp(2.0 * half)
         neighbors = current(state.neighbors, x, box)
-        energy, forces, virial = strained(x, box, neighbors)
-        v = kick(v, rate, forces)
+        energy, forces, virial = strained(x, box, neighbors, centre)
+        v = kick(x, v, rate, forces)
         rate = kick_box(v, rate, virial, box)
         v, rate, links, box_links = thermostats(v, rate, links, box_links)
         state = State(x, v, forces, energy, state.key, box, neighbors, (virial, rate, links, box_links))

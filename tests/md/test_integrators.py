@@ -11,6 +11,7 @@ from offjax import md
 from offjax.constants import BAR
 from offjax.errors import InputError, UnsupportedError
 from offjax.md.integrators import rescaling_factor
+from offjax.nonbonded.neighbors import neighbor_list
 
 KEY = jax.random.key(1)
 
@@ -204,12 +205,91 @@ def test_the_extended_system_conserves_its_energy_and_keeps_the_pressure():
     np.testing.assert_allclose(states.box[:, 0], states.box[:, 1], rtol=1e-14)
 
 
+def test_rigid_molecules_at_constant_pressure_by_the_extended_system():
+    """Dumbbells of two masses: energy conserved to second order, lengths kept, no momentum, and the box moves."""
+    n, masses = 27, np.tile([1.0, 2.0], 27)
+    centres = np.array(list(np.ndindex(3, 3, 3))) * 1.9
+    axes = np.random.default_rng(0).normal(size=(n, 3))
+    axes *= 0.5 / np.linalg.norm(axes, axis=1)[:, None]
+    x, groups = np.stack([centres, centres + axes], 1).reshape(-1, 3), np.repeat(np.arange(n), 2)
+    same = groups[:, None] == groups
+    pair = md.pair_energy(md.smooth_cutoff(md.lennard_jones, 1.2, 1.6), md.periodic().displacement)
+    between = {"sigma": np.where(same, 1e-3, 1.0), "epsilon": np.where(same, 0.0, 1.0)}
+    constraints = md.distance_constraints(np.arange(2 * n).reshape(-1, 2), 0.5, masses)
+
+    @jax.jit
+    def simulated(dt, steps):
+        integrator = md.nose_hoover_npt(
+            lambda x, box: pair(x, box=box, **between),
+            *(dt, 1.0, 1.0, 0.5, 1.0),
+            groups=groups,
+            masses=masses,
+            constraints=constraints,
+        )
+
+        def step(_, carry):
+            state, total, squares = carry
+            state, info = integrator.step(state)
+            return state, total + info.conserved_energy, squares + info.conserved_energy**2
+
+        state = integrator.init(KEY, x, box=jnp.full(3, 5.7))
+        state, total, squares = jax.lax.fori_loop(0, steps, step, (state, 0.0, 0.0))
+        return state, jnp.sqrt(squares / steps - (total / steps) ** 2)
+
+    (state, coarse), (_, fine) = simulated(0.004, 150), simulated(0.002, 300)
+    assert coarse / fine == pytest.approx(4.0, rel=0.3)
+    assert constraints.deviation(state.positions) < 1e-12
+    np.testing.assert_allclose(masses @ state.velocities, 0.0, atol=1e-11)
+    assert abs(state.box[0] - 5.7) > 0.05
+
+
+@pytest.mark.parametrize("kind", ["Monte Carlo", "extended system"])
+def test_constant_pressure_with_a_neighbour_list_is_that_of_all_pairs(kind):
+    x = np.array(list(np.ndindex(3, 3, 3))) * 1.7 + np.random.default_rng(2).normal(scale=0.05, size=(27, 3))
+    pair = md.pair_energy(md.smooth_cutoff(md.lennard_jones, 1.2, 1.6), md.periodic().displacement)
+    if kind == "Monte Carlo":
+        langevin = md.langevin_middle(pair, 0.004, 1.0, 1.0)
+        integrator = md.monte_carlo_barostat(langevin, pair, 1.0, 1.0, frequency=1)
+    else:
+        integrator = md.nose_hoover_npt(pair, 0.004, 1.0, 1.0, 0.5, 1.0)
+    box = jnp.full(3, 5.1)
+    listed = neighbor_list(x, box, cutoff=1.6, skin=0.2)
+    plain, lists = (md.simulate(integrator, integrator.init(KEY, x, box=box, neighbors=n), 60) for n in (None, listed))
+    np.testing.assert_allclose(lists.state.positions, plain.state.positions, atol=1e-9)
+    np.testing.assert_allclose(lists.state.box, plain.state.box, atol=1e-10)
+    assert abs(plain.state.box[0] - 5.1) > 0.02
+    assert not np.array_equal(lists.state.neighbors.positions, listed.positions)
+
+
+def test_constrained_brownian_dynamics_turns_a_dumbbell_as_it_must():
+    """With forces f and -f on its ends: p(cos) ~ exp(f l cos/kT), whose mean is coth(a) - 1/a."""
+    a, n = 2.0, 1500
+    constraints = md.distance_constraints([[0, 1]], 0.5)
+
+    def energy(x):
+        return -a / 0.5 * (x[1, 2] - x[0, 2])
+
+    integrator = md.brownian(energy, 0.002, 1.0, 1.0, constraints=constraints, masses=[1.0, 2.0])
+
+    def last(key):
+        state = integrator.init(key, jnp.array([[0.0, 0, 0], [0.5, 0, 0]]))
+        return jax.lax.fori_loop(0, 400, lambda _, s: integrator.step(s)[0], state).positions
+
+    x = np.asarray(jax.jit(jax.vmap(last))(jax.random.split(KEY, n)))
+    axis = x[:, 1] - x[:, 0]
+    np.testing.assert_allclose(np.linalg.norm(axis, axis=1), 0.5, atol=1e-12)
+    cosine = axis[:, 2] / 0.5
+    assert abs(cosine.mean() - (1 / np.tanh(a) - 1 / a)) < 5 * cosine.std() / np.sqrt(n)
+    assert abs(axis[:, 0].mean() / 0.5) < 5 * 0.6 / np.sqrt(n)
+
+
 def test_unsupported_combinations_and_wrong_input_are_refused():
     constraints = md.distance_constraints([[0, 1]], 1.0)
-    with pytest.raises(UnsupportedError, match="brownian"):
-        md.brownian(harmonic, 0.1, 1.0, 1.0, constraints=constraints)
+    for groups in (None, [0, 1]):
+        with pytest.raises(InputError, match="one molecule"):
+            md.nose_hoover_npt(harmonic, 0.1, 1.0, 1.0, 1.0, 1.0, constraints=constraints, groups=groups)
     with pytest.raises(UnsupportedError, match="nose_hoover_npt"):
-        md.nose_hoover_npt(harmonic, 0.1, 1.0, 1.0, 1.0, 1.0, constraints=constraints)
+        md.nose_hoover_npt(harmonic, 0.1, 1.0, 1.0, 1.0, 1.0, shift=md.free().shift)
     integrator = md.velocity_verlet(harmonic, 0.1, masses=np.ones(3))
     with pytest.raises(InputError, match="masses"):
         integrator.step(integrator.init(KEY, jnp.zeros((2, 3))))
