@@ -31,7 +31,8 @@ AT_BOUND = 1e-9
 class MoleculeResult:
     """One molecule: energies (n,) kJ/mol relative to their mean, forces (n, atoms, 3) kJ/mol/nm, positions nm.
 
-    ``forces_qm`` is None where the data set has no forces; ``split`` is "train" or "test".
+    ``forces_qm`` is None where the data set has no forces; ``split`` is "train" or "test". ``driven`` are the atoms of
+    the dihedrals that a torsion drive held; empty for other data.
     """
 
     name: str
@@ -46,6 +47,7 @@ class MoleculeResult:
     forces_qm: np.ndarray | None
     forces_initial: np.ndarray
     forces_fitted: np.ndarray
+    driven: tuple[tuple[int, int, int, int], ...] = ()
 
     @property
     def charges(self) -> np.ndarray:
@@ -166,6 +168,8 @@ class FitResult:
                 for name in ("name", "smiles", "inchikey", "split"):
                     group.attrs[name] = getattr(molecule, name)
                 group["charges"] = molecule.charges
+                if molecule.driven:
+                    group["driven"] = np.array(molecule.driven)
                 for name in _ARRAYS:
                     if (values := getattr(molecule, name)) is not None:
                         group.create_dataset(name, data=values, compression="gzip", shuffle=True)
@@ -250,7 +254,8 @@ def _molecule(group, force_field, flexible: bool) -> MoleculeResult:
     )
     known: dict[str, Any] = {name: group.attrs[name] for name in ("name", "smiles", "inchikey", "split")}
     known |= {name: group[name][()] if name in group else None for name in _ARRAYS}
-    return MoleculeResult(system=system.without_constraints() if flexible else system, **known)
+    driven = tuple(tuple(map(int, atoms)) for atoms in group["driven"][()]) if "driven" in group else ()
+    return MoleculeResult(system=system.without_constraints() if flexible else system, driven=driven, **known)
 
 
 def summary(result: FitResult) -> list[tuple[str, float | None, float | None, float | None, float | None]]:

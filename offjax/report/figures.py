@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from offjax.fit import metrics
+
 if TYPE_CHECKING:
     from offjax.fit import FitResult
 
@@ -13,6 +15,8 @@ MAX_POINTS = 4000
 """Points of a scatter plot and split; beyond, a regular sample is shown and the page says so."""
 BINS = 70
 MAX_BARS = 40
+MAX_PROFILES = 48
+"""Torsion profiles that are drawn, the worst first."""
 
 
 def data(result: FitResult, parameters: list[dict[str, Any]]) -> dict[str, Any]:
@@ -22,6 +26,7 @@ def data(result: FitResult, parameters: list[dict[str, Any]]) -> dict[str, Any]:
         "history": history(result),
         "energies": {split: energies(result, split) for split in splits},
         "forces": {split: found for split in splits if (found := forces(result, split)) is not None},
+        "profiles": profiles(result),
         "shifts": shifts(parameters),
     }
 
@@ -69,6 +74,33 @@ def forces(result: FitResult, split: str) -> dict[str, Any] | None:
         found[when] = counts
         found[f"{when}_outside"] = len(columns["qm"]) - int(counts.sum())
     return found
+
+
+def profiles(result: FitResult) -> list[dict[str, Any]]:
+    """Torsion profiles in one dihedral, largest error after the fit first: degrees and kJ/mol, QM's minimum is zero."""
+    found = []
+    for m in result.molecules:
+        if len(m.driven) != 1:
+            continue
+        angle = np.degrees(dihedral(*(m.positions[:, atom] for atom in m.driven[0])))
+        order = np.argsort(angle, kind="stable")
+        lowest = int(np.argmin(m.energies_qm))
+        curves = {k: getattr(m, f"energies_{k}") for k in ("qm", "initial", "fitted")}
+        errors = {k: metrics.energy_rmse([curves[k]], [m.energies_qm]) for k in ("initial", "fitted")}
+        found.append(
+            {"name": m.name, "split": m.split, "angle": angle[order], "atoms": [a + 1 for a in m.driven[0]]}
+            | {k: (v - v[lowest])[order] for k, v in curves.items()}
+            | {f"rmse_{k}": v for k, v in errors.items()}
+        )
+    return sorted(found, key=lambda p: -p["rmse_fitted"])
+
+
+def dihedral(a, b, c, d) -> np.ndarray:
+    """IUPAC torsion angle a-b-c-d of points (n, 3), (n,) rad."""
+    b1, b2, b3 = b - a, c - b, d - c
+    m, n = np.cross(b1, b2), np.cross(b2, b3)
+    sine = np.linalg.norm(b2, axis=1) * np.sum(b1 * n, axis=1)
+    return np.arctan2(sine, np.sum(m * n, axis=1))
 
 
 def shifts(parameters: list[dict[str, Any]]) -> dict[str, Any]:

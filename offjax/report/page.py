@@ -50,6 +50,8 @@ def html(result: FitResult) -> str:
         script=(FOLDER / "script.js").read_text(),
         data=_json(plotted),
         has_forces=bool(plotted["forces"]),
+        profiles=plotted["profiles"][: figures.MAX_PROFILES],
+        n_profiles=len(plotted["profiles"]),
         summary=rows.summary(result),
         cards=rows.cards(result),
         parameters=parameters,

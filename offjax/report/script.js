@@ -131,6 +131,17 @@
       (beyond ? ` Outside the frame: ${beyond}.` : "");
   }
 
+  function profiles() {
+    data.profiles.forEach((d, n) => {
+      if (!byId("plot-profile-" + n)) return;
+      const traces = [line("QM", d.angle, d.qm, css("--ink")), line("before", d.angle, d.initial, css("--before"), "dot", 1.5),
+        line("after", d.angle, d.fitted, css("--" + d.split), "solid", 2)];
+      const l = layout("dihedral (°)", "energy (kJ/mol)", { margin: { l: 52, r: 10, t: 28, b: 44 } });
+      l.xaxis.range = [-180, 180]; l.xaxis.tickvals = [-180, -90, 0, 90, 180]; l.showlegend = true;
+      Plotly.react("plot-profile-" + n, traces, l, config);
+    });
+  }
+
   function shifts() {
     const d = data.shifts, n = d.name.length, plot = byId("plot-shifts");
     if (!n) { plot.parentElement.hidden = true; return; }
@@ -155,7 +166,7 @@
     byId("caption-shifts").textContent = n < d.total ? `The ${n} largest of ${d.total} shifts; the table has all.` : "";
   }
 
-  function draw() { course(); energies(); forces(); shifts(); document.body.dataset.drawn = "true"; }
+  function draw() { course(); energies(); forces(); profiles(); shifts(); document.body.dataset.drawn = "true"; }
 
   function sortable(table) {
     const body = table.tBodies[0];
