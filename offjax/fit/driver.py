@@ -254,6 +254,7 @@ class Prepared:
                 forces_qm=record.forces,
                 forces_initial=before[1][m],
                 forces_fitted=after[1][m],
+                driven=record.driven,
             )
             for m, record in enumerate(self.records)
         ]

@@ -254,7 +254,7 @@ def _molecule(group, force_field, flexible: bool) -> MoleculeResult:
     )
     known: dict[str, Any] = {name: group.attrs[name] for name in ("name", "smiles", "inchikey", "split")}
     known |= {name: group[name][()] if name in group else None for name in _ARRAYS}
-    driven = tuple(tuple(map(int, atoms)) for atoms in group["driven"][()]) if "driven" in group else ()
+    driven = tuple((i, j, k, m) for i, j, k, m in group["driven"][()].tolist()) if "driven" in group else ()
     return MoleculeResult(system=system.without_constraints() if flexible else system, driven=driven, **known)
 
 

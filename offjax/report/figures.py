@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from offjax.fit import metrics
+from offjax.interop.torsiondrives import dihedrals
 
 if TYPE_CHECKING:
     from offjax.fit import FitResult
@@ -82,7 +83,7 @@ def profiles(result: FitResult) -> list[dict[str, Any]]:
     for m in result.molecules:
         if len(m.driven) != 1:
             continue
-        angle = np.degrees(dihedral(*(m.positions[:, atom] for atom in m.driven[0])))
+        angle = dihedrals(m.positions, m.driven[0])
         order = np.argsort(angle, kind="stable")
         lowest = int(np.argmin(m.energies_qm))
         curves = {k: getattr(m, f"energies_{k}") for k in ("qm", "initial", "fitted")}
@@ -93,14 +94,6 @@ def profiles(result: FitResult) -> list[dict[str, Any]]:
             | {f"rmse_{k}": v for k, v in errors.items()}
         )
     return sorted(found, key=lambda p: -p["rmse_fitted"])
-
-
-def dihedral(a, b, c, d) -> np.ndarray:
-    """IUPAC torsion angle a-b-c-d of points (n, 3), (n,) rad."""
-    b1, b2, b3 = b - a, c - b, d - c
-    m, n = np.cross(b1, b2), np.cross(b2, b3)
-    sine = np.linalg.norm(b2, axis=1) * np.sum(b1 * n, axis=1)
-    return np.arctan2(sine, np.sum(m * n, axis=1))
 
 
 def shifts(parameters: list[dict[str, Any]]) -> dict[str, Any]:

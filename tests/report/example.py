@@ -114,11 +114,12 @@ def _molecule(name, smiles, split, n, forces, rng) -> MoleculeResult:
         inchikey=samples.molecule(smiles).to_inchikey(),
         split=split,
         system=system,
-        positions=np.broadcast_to(x, shape),
+        positions=np.broadcast_to(x, shape) + 0.01 * rng.normal(size=shape),
         energies_qm=energies - energies.mean(),
         energies_initial=1.1 * energies + 5 * rng.normal(size=n),
         energies_fitted=energies + 2 * rng.normal(size=n),
         forces_qm=f if forces else None,
         forces_initial=1.1 * f + 150 * rng.normal(size=shape),
         forces_fitted=f + 80 * rng.normal(size=shape),
+        driven=((0, 1, 2, 3),) if name == "anisole" else (),
     )

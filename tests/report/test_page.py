@@ -67,6 +67,15 @@ def test_scatter_is_sampled_beyond_a_limit_and_says_so(result, monkeypatch):
     assert found["shown"] == len(found["qm"]) == 30 < found["total"]
 
 
+def test_profiles_are_sorted_by_angle_and_start_at_the_minimum_of_qm(result):
+    (profile,) = figures.profiles(result)
+    molecule = next(m for m in result.molecules if m.name == profile["name"])
+    assert np.all(np.diff(profile["angle"]) >= 0) and np.all(np.abs(profile["angle"]) <= 180)
+    lowest = np.argmin(profile["qm"])
+    assert profile["qm"][lowest] == profile["fitted"][lowest] == 0.0
+    assert np.ptp(profile["qm"]) == pytest.approx(np.ptp(molecule.energies_qm))
+
+
 def test_touched_atoms_are_those_of_the_assignment():
     system = samples.system("CCO")
     p = system.parameters
@@ -123,6 +132,7 @@ def test_a_browser_draws_every_plot_without_an_error(page, tmp_path):
         "energies-fitted",
         "forces-initial",
         "forces-fitted",
+        "profile-0",
         "shifts",
     ):
         plot = re.search(rf'id="plot-{name}".*?</figure>', dom, re.S)
