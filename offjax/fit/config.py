@@ -91,6 +91,7 @@ class Parameters(_Table):
 
     path: str = Field(description='section/attribute, for example "Bonds/k"')
     patterns: list[str] | None = Field(None, description="ids (wildcards allowed) or SMIRKS; none: every entry")
+    tagged: bool = Field(False, description="only what ForceBalance's parameterize attribute names in the force field")
     min_count: Annotated[int, Field(ge=1)] = Field(1, description="least number of instances in training molecules")
     min_molecules: Annotated[int, Field(ge=1)] = Field(1, description="least number of training molecules that use it")
     prior: Width = Field(description='width of the Gaussian prior: file units, "10%" of the value, or inf')

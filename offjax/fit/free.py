@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offjax.errors import InputError
+from offjax.errors import InputError, UnsupportedError
 from offjax.fit.config import FitConfig, Parameters
+from offjax.parameterize import forcefield
 from offjax.parameters import Label, Selection
 from offjax.system import System
 
@@ -91,14 +92,17 @@ def choose(config: FitConfig, training: Sequence[System]) -> FreeParameters:
 
     Raises
     ------
+    UnsupportedError
+        A tagged value that ForceBalance's ``parameter_eval`` ties to others.
     InputError
-        A path or pattern that chooses nothing, a named entry whose derivative is one-sided, a starting value outside
-        its bounds, a relative width of a value 0, or no free entry at all.
+        A path, pattern or tag that chooses nothing, a named entry whose derivative is one-sided, a starting value
+        outside its bounds, a relative width of a value 0, or no free entry at all.
     """
     parameters = training[0].parameters
     instances, molecules = coverage(training)
     start = np.asarray(parameters.to_vector())
     flat = parameters.schema.flat
+    tags = forcefield.tags(training[0].source) if any(block.tagged for block in config.parameters) else {}
     free: dict[int, tuple[float, float, float, float]] = {}
     left_out: dict[int, LeftOut] = {}
     for number, block in enumerate(config.parameters, start=1):
@@ -108,7 +112,15 @@ def choose(config: FitConfig, training: Sequence[System]) -> FreeParameters:
         except InputError as error:
             key = "patterns" if "neither an id nor a SMIRKS" in str(error) else "path"
             raise InputError(f"{where}.{key}: {error}") from None
-        for i in map(int, chosen.indices):
+        indices = [int(i) for i in chosen.indices]
+        if block.tagged:
+            indices = [i for i in indices if _tagged(flat[i], tags, where)]
+            if not indices:
+                raise InputError(
+                    f"{where}.tagged: no parameterize attribute of the force field names a value of {block.path} that "
+                    "the block chooses"
+                )
+        for i in indices:
             label = flat[i]
             free.pop(i, None)
             left_out.pop(i, None)
@@ -143,6 +155,17 @@ def choose(config: FitConfig, training: Sequence[System]) -> FreeParameters:
         molecules=molecules[indices],
         left_out=tuple(left_out[i] for i in sorted(left_out)),
     )
+
+
+def _tagged(label: Label, tags, where: str) -> bool:
+    """Whether ForceBalance would fit the value."""
+    chosen, tied = tags.get((label.section, label.row), ((), ()))
+    if label.key in tied:
+        raise UnsupportedError(
+            f"{where}.tagged: {label} is tied to other values by parameter_eval, which is not supported: take the "
+            "attribute out of the force field and choose the value by its id"
+        )
+    return label.key in chosen
 
 
 def singular(label: Label) -> bool:

@@ -124,7 +124,9 @@ class FitResult:
         return files
 
     def _offxml(self) -> str:
-        text = self.molecules[0].system.to_force_field(self.fitted).to_string()
+        from offjax.parameterize import forcefield
+
+        text = forcefield.text(self.molecules[0].system.to_force_field(self.fitted))
         end = text.find("?>") + 2 if text.startswith("<?xml") else 0
         return f"{text[:end]}\n{self._comment()}{text[end:]}"
 

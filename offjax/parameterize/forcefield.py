@@ -303,13 +303,35 @@ def _check_options(force_field: ForceField) -> None:
     require("VirtualSites", "exclusion_policy", ("parents",))
 
 
+def tags(source: str) -> dict[tuple[str, int], tuple[frozenset[str], frozenset[str]]]:
+    """ForceBalance's tags in a force field (OFFXML text), for each (section, row) that has any: the attributes that
+    ``parameterize="k, length"`` names, and those that ``parameter_eval="k=PARM[...]"`` ties to others.
+    """
+    import xml.etree.ElementTree as ElementTree
+
+    found = {}
+    for section in ElementTree.fromstring(source.encode()):
+        for row, element in enumerate(section):
+            chosen = frozenset(name.strip() for name in element.get("parameterize", "").split(",") if name.strip())
+            tied = frozenset(part.partition("=")[0].strip() for part in _ties(element.get("parameter_eval", "")))
+            if chosen or tied:
+                found[section.tag, row] = chosen, tied
+    return found
+
+
+def _ties(text: str) -> list[str]:
+    """The parts of ``k=PARM['Bonds/Bond/k/[#6:1]-[#1:2]'], length=...``; there may be commas in brackets and quotes."""
+    return [part for part in re.split(r",\s*(?=\w+\s*=)", text) if part.strip()]
+
+
 def text(force_field: ForceField) -> str:
     """The force field as OFFXML that can be loaded again.
 
     The toolkit writes the angles that a kind of virtual site does not have, and a surface model that is None, as empty
-    attributes, which it cannot read.
+    attributes, which it cannot read; and it takes ForceBalance's ``parameterize="k"`` for Boltzmann's constant.
     """
     text = re.sub(r' (outOfPlaneAngle|inPlaneAngle)=""', "", force_field.to_string())
+    text = re.sub(r' parameterize="1(\.0)? \* boltzmann_constant \*\* 1(\.0)?"', ' parameterize="k"', text)
     return text.replace(' sa_model=""', ' sa_model="None"')
 
 

@@ -5,10 +5,13 @@ import re
 
 import numpy as np
 import pytest
+from openff.toolkit import ForceField
 
 import offjax
 from offjax import InputError
+from offjax.errors import UnsupportedError
 from offjax.fit import FitConfig, free
+from offjax.parameterize import forcefield
 
 from .conftest import molecule
 
@@ -115,3 +118,30 @@ def test_a_block_that_cannot_be_used_is_named(case, systems):
     block, message = BROKEN[case]
     with pytest.raises(InputError, match=re.escape(message)):
         choose(systems, block)
+
+
+def test_tags_of_forcebalance_choose_parameters(systems):
+    def row(identity, tag):
+        return re.sub(rf'(<Bond [^>]*id="{identity}")', rf"\1 {tag}", text)
+
+    text = systems[0].source
+    text = row("b84", 'parameterize="length , k"')
+    text = row("b14", 'parameterize="k"')
+    made = molecule("methanol")
+
+    def tagged(text, *blocks):
+        system = offjax.System.from_smirnoff(
+            ForceField(text, allow_cosmetic_attributes=True), made, charge_from_molecules=[made]
+        ).without_constraints()
+        return [(label.key, label.id) for label in choose([system], *blocks).selection.labels]
+
+    blocks = [{"path": p, "tagged": True, "prior": "10%"} for p in ("Bonds/k", "Bonds/length")]
+    assert tagged(text, *blocks) == [("k", "b14"), ("k", "b84"), ("length", "b84")]
+    assert tagged(text, blocks[0] | {"patterns": ["b8*"]}) == [("k", "b84")]
+    loaded = ForceField(text, allow_cosmetic_attributes=True)  # to which "k" is Boltzmann's constant
+    assert forcefield.tags(forcefield.text(loaded))["Bonds", 14][0] == {"k"}
+    with pytest.raises(InputError, match="parameters\\[1\\].tagged: no parameterize attribute.*Angles/k"):
+        tagged(text, {"path": "Angles/k", "tagged": True, "prior": "10%"})
+    tied = text.replace('parameterize="k"', "parameter_eval=\"k=PARM['Bonds/Bond/k/[#6:1]-[#7,#8:2]']\"")
+    with pytest.raises(UnsupportedError, match="Bonds/k b14 .* is tied to other values by parameter_eval"):
+        tagged(tied, *blocks)
