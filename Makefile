@@ -27,7 +27,8 @@ folds: $(VENV)/installed-test  ## the demo on all four folds: the table of docs/
 	$(BIN)/python examples/demo/folds.py
 
 cookbook: $(VENV)/installed-test  ## the examples of model systems, each ending in checked numbers (pictures in cookbook-output/)
-	@for script in implicit_differentiation packing_disorder bubble_raft ensembles behler_parrinello lennard_jones_liquid; do \
+	@for script in implicit_differentiation packing_disorder bubble_raft ensembles parallel_tempering behler_parrinello \
+			lennard_jones_liquid solvated; do \
 		echo "== $$script"; $(BIN)/python examples/cookbook/$$script.py || exit 1; done
 
 test: $(VENV)/installed-test  ## the tests but the slow ones
