@@ -513,11 +513,14 @@ def build(
     ewald_tolerance: float | None,
     pme_grid: tuple[int, int, int] | None,
     pme_alpha: float | None,
+    dispersion_grid: tuple[int, int, int] | None,
+    dispersion_alpha: float | None,
     accumulate: str | None,
 ) -> PotentialEnergy:
     """The plain energy of a System; see :meth:`offjax.System.to_jax`."""
     treatment = _treatment(system, nonbonded_method, in_nm(cutoff), in_nm(switch))
-    treatment = _with_ewald(treatment, system.box, ewald_tolerance, pme_grid, pme_alpha)
+    chosen = (pme_grid, pme_alpha, dispersion_grid, dispersion_alpha)
+    treatment = _with_ewald(treatment, system.box, ewald_tolerance, *chosen)
     treatment = replace(treatment, user_pairs=system.user_pairs)
     if system.gbsa is not None:
         if treatment.periodic:
@@ -653,28 +656,34 @@ def _treatment(system: System, method: str | None, cutoff: float | None, switch:
     return Treatment(method, float(cutoff), None if switch is None else float(switch))
 
 
-def _with_ewald(treatment: Treatment, box, tolerance, grid, alpha) -> Treatment:
+def _with_ewald(treatment: Treatment, box, tolerance, grid, alpha, dispersion_grid, dispersion_alpha) -> Treatment:
     """The treatment with the parameters of its Ewald sums: given, else chosen from the tolerance as OpenMM does it."""
-    if treatment.method not in ("PME", "LJPME"):
-        if (tolerance, grid, alpha) != (None, None, None):
-            raise InputError(
-                f"ewald_tolerance, pme_grid and pme_alpha need nonbonded_method PME or LJPME, not {treatment.method}"
-            )
+    method = treatment.method
+    if method not in ("PME", "LJPME") and (tolerance, grid, alpha) != (None, None, None):
+        raise InputError(f"ewald_tolerance, pme_grid and pme_alpha need nonbonded_method PME or LJPME, not {method}")
+    if method != "LJPME" and (dispersion_grid, dispersion_alpha) != (None, None):
+        raise InputError(f"dispersion_grid and dispersion_alpha need nonbonded_method LJPME, not {method}")
+    if method not in ("PME", "LJPME"):
         return treatment
     tolerance = EWALD_TOLERANCE if tolerance is None else float(tolerance)
     if not 0 < tolerance < 0.5:
         raise InputError(f"ewald_tolerance must lie between 0 and 0.5, got {tolerance}")
-    alpha = ewald.splitting(tolerance, treatment.cutoff) if alpha is None else float(alpha)
-    if not 0 < alpha < np.inf:
-        raise InputError(f"pme_alpha must be positive, in 1/nm, got {alpha}")
-    edges = np.diag(box)
-    if grid is None:
-        grid = ewald.grid_size(alpha, edges, tolerance)
-    if len(grid) != 3 or any(int(n) != n or n < ewald.MIN_GRID for n in grid):
-        raise InputError(f"pme_grid must be three numbers of grid points, each at least {ewald.MIN_GRID}, got {grid}")
-    grid = tuple(int(n) for n in grid)
-    coulomb = ewald.Ewald(alpha, grid)
-    if treatment.method == "PME":
+    alpha = ewald.splitting(tolerance, treatment.cutoff) if alpha is None else alpha
+    coulomb = _ewald("pme", alpha, grid, box, tolerance)
+    if method == "PME":
         return replace(treatment, coulomb=coulomb)
-    dispersion = ewald.Ewald(alpha, ewald.grid_size(alpha, edges, tolerance, dispersion=True))
-    return replace(treatment, coulomb=coulomb, dispersion=dispersion)
+    alpha = alpha if dispersion_alpha is None else dispersion_alpha
+    return replace(treatment, coulomb=coulomb, dispersion=_ewald("dispersion", alpha, dispersion_grid, box, tolerance))
+
+
+def _ewald(which: str, alpha, grid, box, tolerance: float) -> ewald.Ewald:
+    """The parameters of one Ewald sum, ``pme`` or ``dispersion``; without ``grid`` that of OpenMM's rule."""
+    if not 0 < float(alpha) < np.inf:
+        raise InputError(f"{which}_alpha must be positive, in 1/nm, got {alpha}")
+    if grid is None:
+        grid = ewald.grid_size(float(alpha), np.diag(box), tolerance, dispersion=which == "dispersion")
+    if len(grid) != 3 or any(int(n) != n or n < ewald.MIN_GRID for n in grid):
+        raise InputError(
+            f"{which}_grid must be three numbers of grid points, each at least {ewald.MIN_GRID}, got {grid}"
+        )
+    return ewald.Ewald(float(alpha), tuple(int(n) for n in grid))

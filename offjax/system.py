@@ -262,6 +262,8 @@ class System:
         ewald_tolerance: float | None = None,
         pme_grid: tuple[int, int, int] | None = None,
         pme_alpha: float | None = None,
+        dispersion_grid: tuple[int, int, int] | None = None,
+        dispersion_alpha: float | None = None,
         accumulate: str | None = None,
     ) -> PotentialEnergy:
         """A traceable potential energy ``energy(parameters, positions, box=None)`` in kJ/mol.
@@ -281,7 +283,10 @@ class System:
             ``to_openmm()``. The grid is that of OpenMM's CPU platform, for the box of the System.
         pme_grid, pme_alpha
             Grid points along the three box vectors and the splitting parameter in 1/nm, instead of those chosen;
-            ``NonbondedForce.getPMEParametersInContext`` tells OpenMM's. The dispersion grid of LJPME follows the rule.
+            ``NonbondedForce.getPMEParametersInContext`` tells OpenMM's.
+        dispersion_grid, dispersion_alpha
+            The same for the dispersion of LJPME (``getLJPMEParametersInContext``). Without ``dispersion_alpha`` its
+            splitting parameter is that of the charges.
         accumulate
             ``"float64"`` sums float32 terms in float64.
 
@@ -294,7 +299,8 @@ class System:
         """
         from offjax.energy import build
 
-        return build(self, nonbonded_method, cutoff, switch, ewald_tolerance, pme_grid, pme_alpha, accumulate)
+        ewald = (pme_grid, pme_alpha, dispersion_grid, dispersion_alpha)
+        return build(self, nonbonded_method, cutoff, switch, ewald_tolerance, *ewald, accumulate)
 
     def place_sites(self, positions, p: ParameterSet | None = None):
         """Positions (n_particles, 3) nm of all particles: those of the atoms, then the virtual sites.

@@ -244,6 +244,7 @@ def test_cutoff_is_openmm_s(switch):
         ({"nonbonded_method": "CutoffNonPeriodic", "cutoff": -1.0}, InputError, "cutoff must be positive"),
         ({"nonbonded_method": "CutoffNonPeriodic", "cutoff": 0.5, "switch": 0.6}, InputError, "switch must lie"),
         ({"pme_grid": (8, 8, 8)}, InputError, "need nonbonded_method PME or LJPME"),
+        ({"dispersion_grid": (8, 8, 8)}, InputError, "need nonbonded_method LJPME"),
         ({"accumulate": "float16"}, InputError, "accumulate"),
     ],
 )

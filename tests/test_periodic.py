@@ -50,7 +50,10 @@ def assert_equals_openmm(system, energy, x, box):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("water", {"nonbonded_method": "LJPME", "cutoff": 0.9}),
+        (
+            "water",
+            {"nonbonded_method": "LJPME", "cutoff": 0.9, "dispersion_grid": (20, 21, 18), "dispersion_alpha": 2.7},
+        ),
         ("water", {"nonbonded_method": "CutoffPeriodic", "cutoff": 0.9, "switch": 0.7}),
         ("offjax's water", {"cutoff": 0.9, "switch": 0.8, "ewald_tolerance": 1e-6}),
         ("ethanol", {"cutoff": 0.85}),
