@@ -83,13 +83,12 @@ def main() -> None:
         print(f"{name:<18}{float(ours[name]):>18.6f}{value:>18.6f} kJ/mol  relative difference {relative:.1e}")
     total = sum(theirs.values())
     print(f"{'total':<36}{total:>18.6f} kJ/mol  relative difference {abs(sum(ours.values()) - total) / abs(total):.1e}")
-    gradients = jax.jit(lambda p, x, n: jax.grad(energy, (0, 1))(p, x, None, n))(p, y, neighbors)
+    gradients = jax.jit(lambda e, p, x, n: jax.grad(e, (0, 1))(p, x, None, n))(energy, p, y, neighbors)
     rms = np.sqrt(np.mean(forces**2))
     print(f"forces: RMS difference {np.sqrt(np.mean((gradients[1] + forces) ** 2)) / rms:.1e} of their RMS")
 
     theta, slope, used = p.to_vector(), np.asarray(gradients[0].to_vector()), system.used.to_vector()
     energy, neighbors = system.to_jax(), system.to_jax().neighbor_list(x, skin=0.1)
-    value = jax.jit(lambda v: energy(p.from_vector(v), x, None, neighbors))
     for section, attribute in (("Bonds", "k"), ("ProperTorsions", "k"), ("vdW", "rmin_half"), ("vdW", "epsilon"),
                                ("LibraryCharges", "charge")):  # fmt: skip
         if (section, attribute) not in p.schema.slices:
@@ -97,7 +96,8 @@ def main() -> None:
         rows = np.arange(len(theta))[p.schema.slice(section, attribute)]
         i = rows[np.argmax(used[rows] * (theta[rows] != 0))]
         step = 1e-4 * abs(theta[i]) * np.eye(len(theta))[i]
-        fd = float(value(theta + step) - value(theta - step)) / (2e-4 * abs(theta[i]))
+        values = [float(energy(p.from_vector(v), x, None, neighbors)) for v in (theta + step, theta - step)]
+        fd = (values[0] - values[1]) / (2e-4 * abs(theta[i]))
         print(f"{p.schema.flat[i]!s:.60}: {slope[i]:.8g}, difference {fd:.8g}, relative {abs(slope[i] / fd - 1):.1e}")
 
 

@@ -116,7 +116,7 @@ def components(
     found = [
         ("direct", near),
         ("exceptions", scaled(treatment, particles, x, pairs)),
-        *long_range(treatment, particles, x, box, pairs.exceptions),
+        *long_range(treatment, particles, x, box, pairs.exceptions, accumulate),
         ("dispersion", _user_tails(treatment, particles, box, pairs)),
     ]
     parts: dict[str, dict[str, Array]] = {}
@@ -262,22 +262,34 @@ def scaled(treatment: Treatment, particles: Particles, x, pairs: Pairs) -> dict[
 
 
 def long_range(
-    treatment: Treatment, particles: Particles, x, box, exceptions: Int[Array, "exception 2"]
+    treatment: Treatment,
+    particles: Particles,
+    x,
+    box,
+    exceptions: Int[Array, "exception 2"],
+    accumulate: str | None = None,
 ) -> list[tuple[str, dict[str, Array]]]:
-    """What a periodic box adds to the pairs: (part, energies by section)."""
+    """What a periodic box adds to the pairs: (part, energies by section).
+
+    Self energies and excluded pairs are computed in the type ``accumulate``: they are large, cancel each other, and are
+    alike in all molecules, so that what rounding does to them adds up.
+    """
     if not treatment.periodic:
         return []
     found: list[tuple[str, dict[str, Array]]] = []
     i, j = exceptions[:, 0], exceptions[:, 1]
-    r2 = geometry.dot(x[j] - x[i], x[j] - x[i])
+    wide = x.dtype if accumulate is None else accumulate
+    difference = x.astype(wide)[j] - x.astype(wide)[i]
+    r2 = geometry.dot(difference, difference)
     if particles.charge is not None and treatment.coulomb is not None:
         q, alpha = particles.charge, treatment.coulomb.alpha
-        back = electrostatics.ewald_excluded_potential(r2, q[i] * q[j], alpha)
+        exact = q.astype(wide)
+        back = electrostatics.ewald_excluded_potential(r2, exact[i] * exact[j], alpha)
         background = ewald.background_energy(q, alpha, periodic.volume(box))
         found += [
             ("reciprocal", {"Electrostatics": pme.reciprocal_energies(x, q, box, treatment.coulomb)}),
             ("exclusions", {"Electrostatics": back}),
-            ("self", {"Electrostatics": ewald.self_energies(q, alpha)}),
+            ("self", {"Electrostatics": ewald.self_energies(exact, alpha)}),
             ("background", {"Electrostatics": background}),
         ]
     if particles.sigma is None or particles.epsilon is None:
@@ -288,11 +300,12 @@ def long_range(
         tail = dispersion.long_range_energy(particles.sigma, root, volume, treatment.cutoff, treatment.switch)
         return [*found, ("dispersion", {"vdW": tail})]
     c6, alpha = vdw.dispersion_coefficient(particles.sigma, particles.epsilon), treatment.dispersion.alpha
+    exact = c6.astype(wide)
     return [
         *found,
         ("reciprocal", {"vdW": pme.dispersion_energies(x, c6, box, treatment.dispersion)}),
-        ("exclusions", {"vdW": vdw.ewald_excluded_potential(r2, c6[i] * c6[j], alpha)}),
-        ("self", {"vdW": ewald.dispersion_self_energies(c6, alpha)}),
+        ("exclusions", {"vdW": vdw.ewald_excluded_potential(r2, exact[i] * exact[j], alpha)}),
+        ("self", {"vdW": ewald.dispersion_self_energies(exact, alpha)}),
     ]
 
 

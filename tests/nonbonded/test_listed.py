@@ -7,7 +7,9 @@ import pytest
 from openff.toolkit import Molecule
 
 import offjax
+from offjax import interactions
 from offjax.errors import InputError, NeighborListError, UnsupportedError
+from offjax.interactions import Particles
 from offjax.nonbonded.neighbors import neighbor_list
 from offjax.terms import electrostatics, vdw
 from tests import liquids
@@ -92,6 +94,24 @@ def test_float32_pairs_with_float64_sums():
     np.testing.assert_allclose(value, exact[0], rtol=1e-5)
     forces = exact[1][1]
     assert jnp.sqrt(jnp.mean((of_x - forces) ** 2)) < 1e-4 * jnp.sqrt(jnp.mean(forces**2))
+
+
+def test_rounding_of_self_energies_and_excluded_pairs_does_not_add_up():
+    """They are large, cancel, and are alike in all molecules."""
+    system, x = build("water")
+    energy = system.to_jax()
+    charge = jnp.asarray(system.instances()["Electrostatics"]["charge"])
+
+    def left(dtype, accumulate):
+        q, y, box = (jnp.asarray(v, dtype) for v in (charge, x, BOX))
+        found = interactions.long_range(
+            energy.static.treatment, Particles(None, None, q), y, box, energy.pairs.exceptions, accumulate
+        )
+        parts = {name: float(jnp.sum(u["Electrostatics"], dtype="float64")) for name, u in found}
+        return parts["self"] + parts["exclusions"], parts["self"]
+
+    exact, size = left("float64", None)
+    assert abs(left("float32", "float64")[0] - exact) < 2e-8 * abs(size)
 
 
 def test_lists_that_do_not_fit_are_refused():
