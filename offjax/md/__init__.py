@@ -33,6 +33,7 @@ from offjax.md.observables import (
     velocity_autocorrelation,
 )
 from offjax.md.pair import lennard_jones, morse, pair_energy, smooth_cutoff, soft_sphere
+from offjax.md.reversible import reversible_trajectory
 from offjax.md.simulation import Frame, Simulation, load_checkpoint, save_checkpoint, simulate
 from offjax.md.space import Space, free, periodic, volume
 
@@ -74,6 +75,7 @@ __all__ = [
     "pair_energy",
     "periodic",
     "pressure",
+    "reversible_trajectory",
     "save_checkpoint",
     "simulate",
     "smooth_cutoff",

@@ -1,0 +1,82 @@
+"""Reverse mode by running backwards: against plain differentiation and finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from offjax import md
+from offjax.errors import InputError
+
+X = jnp.array([[0.0, 0.1], [1.1, 0.0], [0.4, 1.0]])
+V = 0.3 * jnp.array([[0.2, 1.0], [-0.5, 0.1], [0.7, -0.4]])
+KINDS = {
+    "velocity Verlet": {},
+    "Langevin": {"kT": 0.4, "friction": 0.5, "key": jax.random.key(2)},
+}
+
+
+def observable(kind, run):
+    """A function of (sigma, epsilon, positions, masses, dt): sigma is an argument of the energy, epsilon is not."""
+
+    def of(sigma, epsilon, x, masses, dt):
+        pair = md.pair_energy(md.lennard_jones, md.free().displacement)
+        last, v = run(
+            lambda x, sigma: pair(x, sigma=sigma, epsilon=epsilon), x, V, sigma, masses=masses, dt=dt, **KINDS[kind]
+        )
+        return jnp.sum(last[0] * last[1]) + jnp.sum(v[2] ** 2)
+
+    return of
+
+
+def unrolled(energy, x, v, *args, masses, dt, kT=None, friction=0.0, key=None, steps):
+    """The same steps, differentiated as they are written."""
+    m = masses[:, None]
+
+    def force(x):
+        return -jax.grad(energy)(x, *args)
+
+    for k in range(steps):
+        v = v + 0.5 * dt * force(x) / m
+        x = x + 0.5 * dt * v
+        if key is not None:
+            c = jnp.exp(-friction * dt)
+            noise = jax.random.normal(jax.random.fold_in(key, k), v.shape, v.dtype)
+            v = c * v + jnp.sqrt((1 - c**2) * kT / m) * noise
+        x = x + 0.5 * dt * v
+        v = v + 0.5 * dt * force(x) / m
+    return x, v
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_a_trajectory_are_those_of_its_steps_and_of_differences(kind):
+    arguments = (jnp.asarray(1.0), jnp.asarray(0.8), X, jnp.array([1.0, 2.0, 0.7]), jnp.asarray(0.02))
+
+    def short(*a, **options):
+        return unrolled(*a, steps=4, **options)
+
+    def same(*a, **options):
+        return md.reversible_trajectory(*a, steps=4, **options)
+
+    every = tuple(range(5))
+    expected = jax.jit(jax.value_and_grad(observable(kind, short), every))(*arguments)
+    found = jax.jit(jax.value_and_grad(observable(kind, same), every))(*arguments)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+
+    def long(*a, **options):
+        return md.reversible_trajectory(*a, steps=100, **options)
+
+    of = jax.jit(jax.value_and_grad(observable(kind, long)))
+    exact, h = of(*arguments)[1], 2e-5
+    slopes = [(of(1 + s, *arguments[1:])[0] - of(1 - s, *arguments[1:])[0]) / (2 * s) for s in (h, h / 2)]
+    np.testing.assert_allclose(exact, (4 * slopes[1] - slopes[0]) / 3, rtol=1e-6)
+
+
+def test_wrong_input_is_refused():
+    with pytest.raises(InputError, match="kT, friction and key"):
+        md.reversible_trajectory(jnp.sum, X, V, dt=0.1, steps=2, kT=1.0)
+    with pytest.raises(InputError, match="step"):
+        md.reversible_trajectory(jnp.sum, X, V, dt=0.1, steps=0)
+    with pytest.raises(InputError, match="dimension"):
+        md.reversible_trajectory(jnp.sum, X, V[0], dt=0.1, steps=1)
