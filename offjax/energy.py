@@ -686,4 +686,5 @@ def _ewald(which: str, alpha, grid, box, tolerance: float) -> ewald.Ewald:
         raise InputError(
             f"{which}_grid must be three numbers of grid points, each at least {ewald.MIN_GRID}, got {grid}"
         )
-    return ewald.Ewald(float(alpha), tuple(int(n) for n in grid))
+    x, y, z = map(int, grid)
+    return ewald.Ewald(float(alpha), (x, y, z))
