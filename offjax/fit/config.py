@@ -95,6 +95,12 @@ class Parameters(_Table):
     min_count: Annotated[int, Field(ge=1)] = Field(1, description="least number of instances in training molecules")
     min_molecules: Annotated[int, Field(ge=1)] = Field(1, description="least number of training molecules that use it")
     prior: Width = Field(description='width of the Gaussian prior: file units, "10%" of the value, or inf')
+    prior_form: Literal["gaussian", "l1"] = Field(
+        "gaussian", description="l1: the penalty grows linearly with the shift, so that most values stay where they are"
+    )
+    transform: Literal["linear", "log"] = Field(
+        "linear", description="log: varies by factors and stays positive (k of Bonds and Angles, epsilon)"
+    )
     scale: Width | None = Field(None, description="unit of the optimiser's variable; none: the prior's width")
     lower: float | None = Field(None, description="lower bound, file units")
     upper: float | None = Field(None, description="upper bound, file units")
@@ -108,6 +114,8 @@ class Parameters(_Table):
             raise ValueError("patterns is empty: leave it out to take every entry of the path")
         if self.prior == math.inf and self.scale is None:
             raise ValueError("a block with prior = inf needs a scale")
+        if self.prior == math.inf and self.prior_form == "l1":
+            raise ValueError('prior_form = "l1" needs a finite prior')
         if self.scale == math.inf:
             raise ValueError("scale must be finite")
         if self.lower is not None and self.upper is not None and not self.lower < self.upper:

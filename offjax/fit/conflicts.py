@@ -12,7 +12,8 @@ Gauss-Newton matrix H and gradient g, with y the difference of the child's x fro
 
     f(z) ~ f + g.z + 1/2 z.H z,    g_y = sum_(s in S) g_s + p^2 x,    H_xy = J_x^T J_S + p^2,    H_yy = J_S^T J_S + p^2
 
-(p^2 is the prior's precision: the child has the parent's prior, around the same value). The *expected gain* is what its
+(p^2 is the prior's precision: the child has the parent's prior, around the same value; an l1 prior enters with the
+slope and curvature that it has at x). The *expected gain* is what its
 minimum lies below f, less what the minimum without y does: what a refit of everything should bring. To rank the
 candidates, the same without the other parameters and with J_S^T J_S = H_jj sum_(s in S) A_sj^2 / sum_s A_sj^2 is used;
 the best ones are then computed in full.
@@ -254,13 +255,17 @@ class _Model:
             indices=jnp.concatenate([objective.data.indices, before + jnp.arange(count)]),
             scales=jnp.concatenate([objective.data.scales, jnp.ones(count)]),
             prior=jnp.concatenate([objective.data.prior, jnp.zeros(count)]),
+            log=jnp.concatenate([objective.data.log, jnp.zeros(count, bool)]),
+            corner=jnp.concatenate([objective.data.corner, jnp.zeros(count)]),
         )
         self.start = jnp.concatenate([jnp.asarray(self.x), jnp.zeros(count)])
         value, gradient = jax.device_get(compiled(value_and_gradient)(self.start, self.freed))
         self.value, self.gradient, by_slot = float(value), gradient[: self.n], gradient[self.n :]
         self.hessian = np.asarray(objective.gauss_newton(jnp.asarray(self.x))[2])
-        self.precision = np.asarray(objective.data.prior) ** 2
-        self.slopes = np.array([by_slot[s.correction] * s.weight * free.scales[s.entry] for s in self.slots])
+        residual, slope = (np.asarray(v) for v in objective.data.priors(jnp.asarray(self.x)))
+        self.penalty, self.prior_slope, self.precision = 0.5 * residual**2, residual * slope, slope**2
+        self.factors = free.factors(self.x)
+        self.slopes = np.array([by_slot[s.correction] * s.weight * self.factors[s.entry] for s in self.slots])
         held = optimizers.held(self.x, self.gradient, objective.lower, objective.upper)
         self.moves = ~np.asarray(held)
         self.unsplit_gain = self._fall(self.gradient, self.hessian, self.moves)[0]
@@ -277,18 +282,18 @@ class _Model:
         """A cheap guess of the expected gain; ``chosen`` are the parameter's slots, ``taken`` the child's."""
         total = 0.0
         for j in entries:
-            p, x = self.precision[j], self.x[j]
+            p, q = self.precision[j], self.prior_slope[j]
             own = chosen[[self.slots[s].entry == j for s in chosen]]
             share = np.array([self.slots[s].weight ** 2 for s in own])
             child = np.isin(own, taken)
             part, pull = float(share[child].sum() / share.sum()), self.slopes[own]
             curvature = max(self.hessian[j, j] - p, 0.0)
 
-            def fall(slope, curvature, p=p, x=x):
-                return 0.5 * (slope + p * x) ** 2 / max(curvature + p, np.finfo(float).tiny)
+            def fall(slope, curvature, p=p, q=q):
+                return 0.5 * (slope + q) ** 2 / max(curvature + p, np.finfo(float).tiny)
 
             total += fall(pull[child].sum(), part * curvature) + fall(pull[~child].sum(), (1 - part) * curvature)
-            total -= fall(pull.sum(), curvature) + 0.5 * p * x**2
+            total -= fall(pull.sum(), curvature) + self.penalty[j]
         return total
 
     def gain(self, entries: Sequence[int], taken: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
@@ -300,7 +305,7 @@ class _Model:
             for s in taken:
                 if self.slots[s].entry == j:
                     slot = self.slots[s]
-                    directions[k, self.n + slot.correction] += slot.weight * self.free.scales[j]
+                    directions[k, self.n + slot.correction] += slot.weight * self.factors[j]
                     slope[k] += self.slopes[s]
         products = np.array([compiled(_curvature)(self.start, jnp.asarray(d), self.freed) for d in directions])
         prior = np.zeros((m, self.n))
@@ -309,13 +314,19 @@ class _Model:
         yy = directions @ products.T + np.diag(self.precision[entries])
         xx = self.hessian + prior.T @ (prior != 0)
         hessian = np.block([[xx, xy.T], [xy, yy]])
-        extra = self.precision[entries] * self.x[entries]
+        extra = self.prior_slope[entries]
         gradient = np.concatenate([self.gradient, slope + extra])
         gradient[entries] += extra
         fall, step = self._fall(gradient, hessian, np.concatenate([self.moves, np.ones(m, bool)]))
         parent = self.x[entries] + step[entries]
-        gain = fall - 0.5 * float(extra @ self.x[entries]) - self.unsplit_gain
+        gain = fall - float(self.penalty[entries].sum()) - self.unsplit_gain
         return gain, parent, parent + step[self.n :]
+
+    def change(self, entries: Sequence[int], x: np.ndarray) -> np.ndarray:
+        """theta - theta0 of some entries, MD units."""
+        whole = self.x.copy()
+        whole[entries] = x
+        return (self.free.theta(whole) - np.asarray(self.free.selection.to_vector()))[entries]
 
 
 def analyse(data: Prepared, config: FitConfig, x, *, top: int = 10) -> Conflicts:
@@ -412,8 +423,8 @@ def _split(
         labels=tuple(labels),
         pull_parent=pulls(np.setdiff1d(slots, taken)),
         pull_child=pulls(taken),
-        change_parent=parent_x * model.free.scales[entries],
-        change_child=child_x * model.free.scales[entries],
+        change_parent=model.change(entries, parent_x),
+        change_child=model.change(entries, child_x),
         gain=gain,
     )
 

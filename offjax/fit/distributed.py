@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,28 +89,28 @@ class DistributedObjective(FitObjective):
         x = np.asarray(x, dtype=np.float64)
         return self.client.gather([self.client.submit(function, f, *arguments, x, pure=False) for f in self.files])
 
-    @cached_property
-    def _prior(self) -> Float[np.ndarray, " n"]:
-        return np.asarray(self.data.prior)
+    def _priors(self, x) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """The residuals of the priors and their derivatives."""
+        return jax.tree.map(np.asarray, self.data.priors(jnp.asarray(x, jnp.float64)))
 
     def value_and_gradient(self, x, data=None):
         """f(x) and its gradient."""
         if data is not None and data is not self.data:
             raise UnsupportedError("workers share whole batches only; leave out optimizer.minibatch or [workers]")
         found = self._all(evaluate, x, "value_and_gradient")
-        residual = self._prior * np.asarray(x)
+        residual, slope = self._priors(x)
         value = sum(v for v, _ in found) + 0.5 * np.sum(residual**2)
-        return jnp.asarray(value), jnp.asarray(sum(g for _, g in found) + self._prior * residual)
+        return jnp.asarray(value), jnp.asarray(sum(g for _, g in found) + slope * residual)
 
     def gauss_newton(self, x):
         """f, J^T r and J^T J."""
         found = self._all(evaluate, x, "gauss_newton")
-        residual = self._prior * np.asarray(x)
+        residual, slope = self._priors(x)
         value, gradient, matrix = (sum(column) for column in zip(*found, strict=True))
         return (
             jnp.asarray(value + 0.5 * np.sum(residual**2)),
-            jnp.asarray(gradient + self._prior * residual),
-            jnp.asarray(matrix + np.diag(self._prior**2)),
+            jnp.asarray(gradient + slope * residual),
+            jnp.asarray(matrix + np.diag(slope**2)),
         )
 
     def parts(self, x) -> Parts:
@@ -124,7 +124,7 @@ class DistributedObjective(FitObjective):
             return jnp.asarray(whole.batch.flatten([molecules[m] for m in order], whole.conformers))
 
         energy, force = (jnp.asarray(sum(column)) for column in zip(*(sums for sums, _, _ in found), strict=True))
-        prior = jnp.asarray(0.5 * np.sum((self._prior * np.asarray(x)) ** 2))
+        prior = jnp.asarray(0.5 * np.sum(self._priors(x)[0] ** 2))
         return Parts(energy, force, prior, flat(1), flat(2))
 
     def _traceable(self):

@@ -47,4 +47,4 @@ def end_point(
             f"{fit.directory}: the reference data, force field or charges are not those of this fit any more; fit again"
         )
     theta = np.asarray(fit.fitted.to_vector())[fit.selection.indices]
-    return config, data, (theta - np.asarray(fit.selection.to_vector())) / data.free.scales
+    return config, data, data.free.x(theta)

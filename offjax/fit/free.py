@@ -29,6 +29,9 @@ NON_NEGATIVE = {
 }
 """Entries with the physical lower bound 0; the upper bound of ``Angles/angle`` is pi."""
 
+LOGARITHMIC = {("Bonds", "k"), ("Angles", "k"), ("vdW", "epsilon")}
+"""Entries that may have the transform log."""
+
 _WILDCARDS = frozenset("*?[")
 
 
@@ -48,8 +51,9 @@ class FreeParameters:
     """The free entries, in vector order; every array has shape (n,) and MD units.
 
     ``widths`` are the standard deviations of the Gaussian priors around the loaded values (inf: no prior), ``scales``
-    the units of the optimiser's variables x = (theta - theta0) / scale. ``instances`` and ``molecules`` count the use
-    in the training set.
+    the units of the optimiser's variables x = (theta - theta0) / scale. ``log`` (bool) are the entries that vary
+    exponentially, x = theta0 / scale ln(theta / theta0), ``l1`` those whose prior is of that form. ``instances`` and
+    ``molecules`` count the use in the training set.
     """
 
     selection: Selection
@@ -57,12 +61,34 @@ class FreeParameters:
     scales: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
+    log: np.ndarray
+    l1: np.ndarray
     instances: np.ndarray
     molecules: np.ndarray
     left_out: tuple[LeftOut, ...]
 
     def __len__(self) -> int:
         return len(self.selection)
+
+    def theta(self, x) -> np.ndarray:
+        """The values at x, MD units; exactly the loaded ones at x = 0."""
+        start, x = np.asarray(self.selection.to_vector()), np.asarray(x, dtype=np.float64)
+        safe = np.where(self.log, start, 1.0)
+        return np.where(
+            self.log, start * np.exp(np.where(self.log, self.scales * x / safe, 0.0)), start + self.scales * x
+        )
+
+    def x(self, theta) -> np.ndarray:
+        """The scaled variables of values in MD units; -inf for 0 with the transform log."""
+        start, theta = np.asarray(self.selection.to_vector()), np.asarray(theta, dtype=np.float64)
+        ratio = np.where(self.log, theta / np.where(self.log, start, 1.0), 1.0)
+        with np.errstate(divide="ignore"):
+            return np.where(self.log, start * np.log(np.maximum(ratio, 0.0)), theta - start) / self.scales
+
+    def factors(self, x) -> np.ndarray:
+        """d(theta)/dx, MD units."""
+        start = np.asarray(self.selection.to_vector())
+        return self.scales * np.where(self.log, self.theta(x) / np.where(self.log, start, 1.0), 1.0)
 
 
 def coverage(systems: Sequence[System]) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +129,7 @@ def choose(config: FitConfig, training: Sequence[System]) -> FreeParameters:
     start = np.asarray(parameters.to_vector())
     flat = parameters.schema.flat
     tags = forcefield.tags(training[0].source) if any(block.tagged for block in config.parameters) else {}
-    free: dict[int, tuple[float, float, float, float]] = {}
+    free: dict[int, tuple[float, float, float, float, bool, bool]] = {}
     left_out: dict[int, LeftOut] = {}
     for number, block in enumerate(config.parameters, start=1):
         where = f"{config.source or 'configuration'}: parameters[{number}]"
@@ -147,10 +173,12 @@ def choose(config: FitConfig, training: Sequence[System]) -> FreeParameters:
             f"be fitted; the first: {next(iter(left_out.values()), 'none chosen')}"
         )
     indices = np.array(sorted(free), dtype=np.int64)
-    numbers = np.array([free[i] for i in indices])
+    numbers = np.array([free[i][:4] for i in indices])
     return FreeParameters(
         Selection(parameters, indices),
         *numbers.T,
+        log=np.array([free[i][4] for i in indices]),
+        l1=np.array([free[i][5] for i in indices]),
         instances=instances[indices],
         molecules=molecules[indices],
         left_out=tuple(left_out[i] for i in sorted(left_out)),
@@ -181,8 +209,8 @@ def _named(block: Parameters, label: Label) -> bool:
     return any(p in names and (p == label.smirks or not _WILDCARDS & set(p)) for p in block.patterns or ())
 
 
-def _numbers(block: Parameters, label: Label, value: float, where: str) -> tuple[float, float, float, float]:
-    """(width, scale, lower, upper) in MD units."""
+def _numbers(block: Parameters, label: Label, value: float, where: str):
+    """(width, scale, lower, upper) in MD units, and whether the transform is log and the prior l1."""
     width = _absolute(block.prior, label, value, f"{where}.prior")
     scale = width if block.scale is None else _absolute(block.scale, label, value, f"{where}.scale")
     lower, upper = -math.inf, math.inf
@@ -199,7 +227,13 @@ def _numbers(block: Parameters, label: Label, value: float, where: str) -> tuple
             f"{where}: {label} starts at {value / label.factor:g} {label.unit}, outside its bounds "
             f"[{lower / label.factor:g}, {upper / label.factor:g}]"
         )
-    return width, scale, lower, upper
+    log = block.transform == "log"
+    if log and ((label.section, label.attribute) not in LOGARITHMIC or not value > 0):
+        raise InputError(
+            f'{where}.transform: {label} is {value / label.factor:g} {label.unit}: "log" is for positive k of Bonds '
+            "and Angles and positive epsilon; other values may change their sign, or are lengths and angles"
+        )
+    return width, scale, lower, upper, log, block.prior_form == "l1"
 
 
 def _absolute(width: float | str, label: Label, value: float, where: str) -> float:

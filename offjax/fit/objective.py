@@ -1,9 +1,12 @@
 """The objective of a fit as a function of scaled variables, with the derivatives that optimisers ask for.
 
-    f(x) = 1/2 ( sum r^E^2 + sum r^F^2 + w_P sum_k [(theta_k - theta0_k) / width_k]^2 ),   theta = theta0 + scale * x
+    f(x) = 1/2 ( sum r^E^2 + sum r^F^2 + w_P sum_k u_k^2 ),   u = x scale / width,   theta = theta0 + scale x
 
 with the residuals of :mod:`offjax.fit.targets`; theta0 are the values in the force-field file and the last sum is minus
-twice the logarithm of a Gaussian prior. There is one compiled program a kind of derivative; scales,
+twice the logarithm of a Gaussian prior. Entries with the transform ``log`` have theta = theta0 exp(scale x / theta0)
+instead, which is never negative and the same to first order. Entries with the prior ``l1`` have in place of u^2 / 2 the
+hyperbola (u^2 + b^2)^(1/2) - b, b = L1_CORNER, which is |u| but for the corner; as a residual it is
+u [2 / ((u^2 + b^2)^(1/2) + b)]^(1/2). There is one compiled program a kind of derivative; scales,
 priors, weights and starting values are its arguments, so that changing them compiles nothing.
 """
 
@@ -17,12 +20,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from offjax.batch import compiler_options
 from offjax.fit.free import FreeParameters
 from offjax.fit.targets import Targets
 from offjax.parameters import ParameterSet
+
+L1_CORNER = 0.01
+"""Shifts of this many prior widths and more count about linearly in an l1 prior."""
 
 
 @jax.tree_util.register_dataclass
@@ -30,7 +36,8 @@ from offjax.parameters import ParameterSet
 class FitData:
     """Everything that f depends on besides x: targets, the whole force field, and which entries x moves.
 
-    ``scales`` (n,) are in MD units; ``prior`` (n,) is sqrt(w_P) scale / width, 0 without prior.
+    ``scales`` (n,) are in MD units; ``prior`` (n,) is sqrt(w_P) scale / width, 0 without prior. ``log`` (n,) are the
+    entries with that transform; ``corner`` (n,) is L1_CORNER width / scale for an l1 prior, else 0.
     """
 
     targets: Targets
@@ -38,18 +45,38 @@ class FitData:
     indices: Int[Array, " n"]
     scales: Float[Array, " n"]
     prior: Float[Array, " n"]
+    log: Bool[Array, " n"]
+    corner: Float[Array, " n"]
 
     def at(self, x: Float[Array, " n"]) -> ParameterSet:
         """The ParameterSet at x."""
         theta = jnp.asarray(self.parameters.to_vector(), x.dtype)
-        return self.parameters.from_vector(theta.at[self.indices].add(self.scales * x))
+        return self.parameters.from_vector(theta.at[self.indices].add(self.shift(x)))
+
+    def shift(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+        """theta - theta0 of the free entries, MD units; not linear in x where ``log`` is set."""
+        start = jnp.asarray(self.parameters.to_vector(), x.dtype)[self.indices]
+        safe = jnp.where(self.log, start, 1.0)
+        grown = safe * jnp.expm1(jnp.where(self.log, self.scales * x / safe, 0.0))
+        return jnp.where(self.log, grown, self.scales * x)
+
+    def prior_residuals(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+        """The residuals of the priors; not linear in x where ``corner`` is set."""
+        l1 = self.corner > 0
+        corner = jnp.where(l1, self.corner, 1.0)
+        bent = jnp.sqrt(2 * corner / L1_CORNER / (jnp.sqrt(x**2 + corner**2) + corner))
+        return self.prior * x * jnp.where(l1, bent, 1.0)
+
+    def priors(self, x: Float[Array, " n"]) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+        """The residuals of the priors and their derivatives in x."""
+        return jax.jvp(self.prior_residuals, (x,), (jnp.ones_like(x),))
 
     def residuals(self, x: Float[Array, " n"]) -> tuple[Array, Array, Array, Array, Array]:
         """(energy, force and prior residuals, flat energies, flat forces)."""
         targets = self.targets
         energies, forces = targets.batch.energies_and_forces(self.at(x), targets.conformers)
         energy, force = targets.residuals(energies, forces)
-        return energy, force.ravel(), self.prior * x, energies, forces
+        return energy, force.ravel(), self.prior_residuals(x), energies, forces
 
 
 class Parts(NamedTuple):
@@ -113,19 +140,19 @@ class FitObjective:
     ):
         self.free = free
         self.start, self.scales = np.asarray(free.selection.to_vector()), free.scales
-        self.lower = (free.lower - self.start) / self.scales
-        self.upper = (free.upper - self.start) / self.scales
+        self.lower, self.upper = free.x(free.lower), free.x(free.upper)
         prior = np.sqrt(prior_weight) * np.where(np.isinf(free.widths), 0.0, self.scales / free.widths)
         whole = jax.tree.map(jnp.asarray, free.selection.parameters)
         indices = jnp.asarray(free.selection.indices)
-        self.data = FitData(targets, whole, indices, jnp.asarray(self.scales), jnp.asarray(prior))
+        corner = L1_CORNER * np.where(free.l1, free.widths / self.scales, 0.0)
+        arrays = (self.scales, prior, free.log, corner)
+        self.data = FitData(targets, whole, indices, *map(jnp.asarray, arrays))
         self.minibatch, self.seed = minibatch, seed
         self.training = np.arange(0) if training is None else np.asarray(training)
 
     def theta(self, x) -> np.ndarray:
         """The free entries at x, MD units, on the host; bounds hold to the last bit and x = 0 is the start exactly."""
-        theta = self.start + self.scales * np.asarray(x, dtype=np.float64)
-        return np.clip(theta, self.free.lower, self.free.upper)
+        return np.clip(self.free.theta(x), self.free.lower, self.free.upper)
 
     def value(self, x):
         """f(x), by the program of :meth:`parts`."""

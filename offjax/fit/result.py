@@ -107,7 +107,7 @@ class FitResult:
             fitted=end / factor,
             change=(end - start) / factor,
             prior_width=free.widths / factor,
-            shift_in_widths=(end - start) / free.widths,
+            shift_in_widths=free.x(end) * free.scales / free.widths,
             lower=free.lower / factor,
             upper=free.upper / factor,
             at_bound=self.at_bound,
@@ -163,7 +163,7 @@ class FitResult:
             free = file.create_group("parameters")
             free["indices"] = self.selection.indices
             free["fitted"] = np.asarray(self.fitted.to_vector())[self.selection.indices]
-            for name in ("widths", "scales", "lower", "upper", "instances", "molecules"):
+            for name in _FREE:
                 free[name] = getattr(self.free, name)
             for i, molecule in enumerate(self.molecules):
                 group = file.create_group(f"molecules/{i:05d}")
@@ -218,7 +218,7 @@ class FitResult:
         flat = initial.schema.flat
         free = FreeParameters(
             selection,
-            *(group[name][()] for name in ("widths", "scales", "lower", "upper", "instances", "molecules")),
+            **{name: group[name][()] for name in _FREE},
             left_out=tuple(LeftOut(flat[i], reason) for i, reason in header["left_out"]),
         )
         names = ("history", "stopped", "interrupted", "metrics", "provenance")
@@ -233,6 +233,7 @@ class FitResult:
         )
 
 
+_FREE = ("widths", "scales", "lower", "upper", "log", "l1", "instances", "molecules")
 _ARRAYS = (
     "positions",
     "energies_qm",

@@ -5,7 +5,7 @@ residuals r_D of the data are independent with variance 1 (errors of the size of
 Gaussian. At the end point of a fit, with J the Jacobian of r_D in the scaled variables x,
 
     information   F = J^T J                       what the data say (Fisher, Gauss-Newton)
-    prior         P = diag(w_P scale^2 / width^2)
+    prior         P = diag(w_P scale^2 / width^2), of an l1 prior its curvature in the Gauss-Newton sense
     covariance    C = (F + P)^-1                  Laplace's approximation
 
 Eigenvalues of F in units of the prior widths (of the scales for entries without prior) tell how many combinations of
@@ -307,7 +307,7 @@ def laplace(objective: FitObjective, x, *, noise: Noise = "scales") -> Posterior
         data = objective.data
         x = jnp.asarray(x)
         squares, blocks, factors = jax.device_get(compiled(_information)(x, data))
-    prior = np.asarray(data.prior) ** 2
+        prior = np.asarray(data.priors(x)[1]) ** 2
     fitted = np.sum(blocks, axis=0) + np.diag(prior)
     kinds = []
     for name, square, block, count in zip(KINDS, squares, blocks, _counts(data), strict=True):
@@ -329,7 +329,7 @@ def laplace(objective: FitObjective, x, *, noise: Noise = "scales") -> Posterior
     return Posterior(
         selection=free.selection,
         theta=theta,
-        widths=np.divide(free.scales, np.sqrt(prior), out=np.full(len(free), np.inf), where=prior > 0),
+        widths=np.divide(factors, np.sqrt(prior), out=np.full(len(free), np.inf), where=prior > 0),
         at_bound=(theta <= free.lower + near) | (theta >= free.upper - near),
         factors=factors,
         information=sum(block / v for (_, block), v in zip(kinds, variances, strict=True)),
@@ -352,7 +352,7 @@ def _information(x, data: FitData):
         transposed = jax.lax.map(linear, jnp.eye(len(x), dtype=x.dtype))
         squares.append(jnp.sum(r**2))
         blocks.append(transposed @ transposed.T)
-    _, factors = jax.jvp(lambda y: data.at(y).to_vector()[data.indices], (x,), (jnp.ones_like(x),))
+    _, factors = jax.jvp(data.shift, (x,), (jnp.ones_like(x),))
     return jnp.stack(squares), jnp.stack(blocks), factors
 
 

@@ -3,6 +3,7 @@
 import math
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from openff.toolkit import ForceField
@@ -11,6 +12,7 @@ import offjax
 from offjax import InputError
 from offjax.errors import UnsupportedError
 from offjax.fit import FitConfig, free
+from offjax.fit.objective import L1_CORNER, FitObjective
 from offjax.parameterize import forcefield
 
 from .conftest import molecule
@@ -145,3 +147,47 @@ def test_tags_of_forcebalance_choose_parameters(systems):
     tied = text.replace('parameterize="k"', "parameter_eval=\"k=PARM['Bonds/Bond/k/[#6:1]-[#7,#8:2]']\"")
     with pytest.raises(UnsupportedError, match="Bonds/k b14 .* is tied to other values by parameter_eval"):
         tagged(tied, *blocks)
+
+
+def test_logarithmic_values_vary_by_factors(systems):
+    chosen = choose(
+        systems,
+        {"path": "Bonds/k", "prior": "10%", "transform": "log"},
+        {"path": "Bonds/length", "patterns": ["b1"], "prior": 0.02},
+    )
+    start, log = np.asarray(chosen.selection.to_vector()), chosen.log
+    assert log.tolist() == [True] * 4 + [False]
+    x = np.array([-30.0, 0.0, 1.0, 2.0, 1.5])
+    theta = chosen.theta(x)
+    np.testing.assert_allclose(theta[log], start[log] * np.exp(0.1 * x[log]))
+    np.testing.assert_allclose(theta[~log], start[~log] + 0.002 * x[~log])
+    assert (theta > 0).all() and theta[1] == start[1]
+    np.testing.assert_allclose(chosen.x(theta), x, atol=1e-12)
+    assert chosen.x(chosen.lower)[:4].tolist() == [-math.inf] * 4
+    h = 1e-6
+    np.testing.assert_allclose(chosen.factors(x), (chosen.theta(x + h) - chosen.theta(x - h)) / (2 * h), rtol=1e-6)
+    for block in ({"path": "Bonds/length"}, {"path": "ProperTorsions/k"}):
+        with pytest.raises(InputError, match='"log" is for positive k of Bonds and Angles'):
+            choose(systems, block | {"prior": 0.1, "transform": "log"})
+
+
+def test_priors_and_shifts_of_the_objective(systems):
+    chosen = choose(
+        systems,
+        {"path": "Bonds/k", "prior": "10%", "transform": "log", "prior_form": "l1"},
+        {"path": "Angles/k", "prior": "10%", "scale": "5%", "prior_form": "l1"},
+        {"path": "Angles/angle", "prior": 3.0},
+    )
+    data = FitObjective(None, chosen, prior_weight=2.0).data
+    x = np.linspace(-3, 4, len(chosen))
+    x[0] = 0.0
+    np.testing.assert_allclose(data.shift(x), chosen.theta(x) - chosen.theta(0 * x), rtol=1e-12)
+    u = x * chosen.scales / chosen.widths
+    expected = np.where(chosen.l1, np.sqrt(u**2 + L1_CORNER**2) - L1_CORNER, u**2 / 2)
+    residual, slope = data.priors(jnp.asarray(x))
+    np.testing.assert_allclose(0.5 * residual**2, 2.0 * expected, rtol=1e-12)
+    h = 1e-6
+    difference = data.prior_residuals(x + h) - data.prior_residuals(x - h)
+    np.testing.assert_allclose(slope, difference / (2 * h), rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError, match='prior_form = "l1" needs a finite prior'):
+        choose(systems, {"path": "Bonds/k", "prior": math.inf, "scale": 1.0, "prior_form": "l1"})

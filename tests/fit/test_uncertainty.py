@@ -165,3 +165,33 @@ def test_noise_that_cannot_be_estimated_or_is_unknown(prepared):
     _, _, objective = prepared
     with pytest.raises(InputError, match='"scales" or "residuals", got \'chi\''):
         uncertainty.laplace(objective, jnp.zeros(4), noise="chi")
+
+
+def test_logarithmic_values_and_l1_priors(prepared):
+    config, data, objective = prepared
+    blocks = [b.model_copy(update={"transform": "log", "prior_form": "l1"} if b.path.endswith("k") else {})
+              for b in config.parameters]  # fmt: skip
+    free = driver.free_parameters.choose(config.model_copy(update={"parameters": blocks}), data.systems)
+    changed = replace(data, free=free).objective(config)
+    assert changed.free.log.tolist() == changed.free.l1.tolist() == [True, False, True, False]
+    truth = jnp.asarray([1.5, 0.4, -0.8, 0.6])
+    changed.data = replace(changed.data, targets=synthetic(changed, truth, np.random.default_rng(7)))
+
+    x = jnp.asarray([0.7, -0.2, 0.3, 0.4])
+    _, gradient, _ = changed.gauss_newton(x)
+    steps = 1e-4 * np.eye(4)
+    difference = [float(changed.value(x + h) - changed.value(x - h)) / 2e-4 for h in steps]
+    np.testing.assert_allclose(gradient, difference, rtol=1e-5, atol=1e-5 * np.abs(difference).max())
+    optimizer = driver.make_optimizer(config)
+    state = optimizer.init(changed, jnp.zeros(4))
+    for _ in range(60):
+        state, info = optimizer.step(changed, state)
+        if info.stop:
+            break
+    assert info.gradient < 1e-3
+    found = uncertainty.laplace(changed, state.x)
+    factors = free.factors(state.x)
+    hessian = np.asarray(changed.gauss_newton(state.x)[2])
+    np.testing.assert_allclose(found.covariance, np.linalg.inv(hessian) * np.outer(factors, factors), rtol=1e-6)
+    errors = (free.theta(state.x) - free.theta(truth)) / found.standard_errors
+    assert np.abs(errors).max() < 4

@@ -48,6 +48,8 @@ def result(directory: Path, *, n_conformers: int = 40, test: bool = True, forces
         widths,
         lower,
         upper,
+        log=np.zeros(len(indices), dtype=bool),
+        l1=np.zeros(len(indices), dtype=bool),
         instances=used[indices].astype(int),
         molecules=np.ones(len(indices), dtype=int),
         left_out=(LeftOut(initial.schema.flat[0], "no training molecule uses it"),),
