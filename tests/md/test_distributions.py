@@ -1,0 +1,67 @@
+"""Thermostats and barostats against whole distributions that are known exactly (Kolmogorov-Smirnov tests).
+
+Particles in quartic wells, U = sum of x^4 over m coordinates: U/kT has the gamma distribution of shape m/4, the kinetic
+energy that of shape m/2, and the two are independent. An ideal gas of N at pressure P: P V/kT has shape N + 1.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from offjax import md
+
+M, KT, REPLICAS = 6, 1.3, 2000
+START = jnp.zeros((3, 2))
+
+
+def wells(x):
+    return jnp.sum(x**4)
+
+
+THERMOSTATS = {
+    "Langevin": md.langevin(wells, 0.04, KT, 2.0, masses=0.8),
+    "Langevin middle": md.langevin_middle(wells, 0.04, KT, 2.0, masses=0.8),
+    "Nose-Hoover chains": md.nose_hoover(wells, 0.04, KT, 0.7, masses=0.8, degrees_of_freedom=M),
+    "stochastic velocity rescaling": md.stochastic_velocity_rescaling(
+        wells, 0.04, KT, 0.5, masses=0.8, degrees_of_freedom=M
+    ),
+}
+
+
+@pytest.mark.parametrize("name", THERMOSTATS)
+def test_potential_and_kinetic_energies_have_their_exact_distributions(name):
+    integrator = THERMOSTATS[name]
+
+    def last(key):
+        where, speed, key = jax.random.split(key, 3)
+        x = 0.7 * jax.random.normal(where, START.shape)
+        v = jax.random.normal(speed, START.shape)  # neither is the distribution to be found
+        state = integrator.init(key, x, v)
+        return jax.lax.fori_loop(0, 700, lambda _, s: integrator.step(s)[0], state)
+
+    states = jax.jit(jax.vmap(last))(jax.random.split(jax.random.key(4), REPLICAS))
+    potential = np.asarray(states.energy) / KT
+    kinetic = 0.4 * np.sum(np.asarray(states.velocities) ** 2, axis=(1, 2)) / KT
+    assert stats.kstest(potential, stats.gamma(M / 4).cdf).pvalue > 1e-4
+    assert stats.kstest(kinetic, stats.gamma(M / 2).cdf).pvalue > 1e-4
+    assert abs(np.corrcoef(potential, kinetic)[0, 1]) < 5 / np.sqrt(REPLICAS)
+    # the tests see a temperature that is 8 % too high
+    assert stats.kstest(1.08 * potential, stats.gamma(M / 4).cdf).pvalue < 1e-2
+
+
+def test_the_volume_of_an_ideal_gas_has_its_exact_distribution():
+    n, pressure = 4, 0.7
+
+    def energy(x, box):
+        return 0.0 * jnp.sum(x) + 0.0 * jnp.sum(box)
+
+    integrator = md.monte_carlo_barostat(md.velocity_verlet(energy, 0.01), energy, pressure, KT, frequency=1)
+
+    def last(key):
+        state = integrator.init(key, jnp.ones((n, 3)), box=jnp.full(3, 2.0))
+        return md.volume(jax.lax.fori_loop(0, 500, lambda _, s: integrator.step(s)[0], state).box)
+
+    volumes = np.asarray(jax.jit(jax.vmap(last))(jax.random.split(jax.random.key(5), REPLICAS)))
+    assert stats.kstest(pressure * volumes / KT, stats.gamma(n + 1).cdf).pvalue > 1e-4
