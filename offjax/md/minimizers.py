@@ -78,7 +78,8 @@ def minimize(
     over: parameters, a box, a diameter that the box depends on. Any function of the minimum can be differentiated,
     not only its energy. Directions in which the minimum is free (translations, rotations, particles without contact)
     do not respond: dx* has no component there, so the derivative of an observable that depends on them is that of its
-    projection. The derivative is that of a true minimum: check ``converged``.
+    projection. The derivative is that of a true minimum: check ``converged``. Outside ``jax.jit`` every call compiles
+    anew, for the energy may close over other values: wrap repeated calls in one jitted function.
 
     Parameters
     ----------

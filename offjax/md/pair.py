@@ -104,8 +104,8 @@ def pair_energy(
     the pair.
 
     With ``neighbors``, a list of :func:`offjax.nonbonded.neighbors.neighbor_list`, the sum runs over the pairs within
-    the list's cutoff, in three dimensions; the box, if there is one, must be given in the call. There are no matrices
-    (n, n) then, and ``potential`` must not close over values that are to be differentiated.
+    the list's cutoff, in two or three dimensions; the box, if there is one, must be given in the call. There are no
+    matrices (n, n) then, and ``potential`` must not close over values that are to be differentiated.
 
     The diagonal i = j is not part of the sum in any derivative: it is evaluated at the values of a neighbouring pair
     and thrown away, so it adds no NaN however the potential behaves at r = 0 and whatever stands on the diagonal

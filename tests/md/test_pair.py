@@ -198,3 +198,21 @@ def test_wrong_parameters_are_refused():
         pair_energy(soft_sphere, free().displacement, species=[0.5, 1])
     with pytest.raises(InputError, match="onset"):
         smooth_cutoff(lennard_jones, 2.5, 2.0)
+
+
+@pytest.mark.parametrize("rows", [np.array([6.0, 7.0]), np.array([[6.0, 0.0], [1.5, 7.0]])])
+def test_lists_in_a_plane_need_no_third_coordinate(rng, rows):
+    from offjax.nonbonded.neighbors import neighbor_list
+
+    x = jnp.asarray(rng.uniform(size=(60, 2)) * 6)
+    soft = pair_energy(soft_sphere, periodic().displacement)
+    listed = neighbor_list(x, rows, cutoff=1.2, skin=0.3)
+
+    @jax.jit
+    def derivatives(x, box, neighbors):
+        return jax.value_and_grad(lambda x, box: soft(x, box=box, neighbors=neighbors, sigma=1.2), (0, 1))(x, box)
+
+    dense, lists = derivatives(x, rows, None), derivatives(x, rows, listed)
+    assert lists[1][0].shape == (60, 2) and dense[0] > 1
+    for a, b in zip(jax.tree.leaves(dense), jax.tree.leaves(lists), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-11)
