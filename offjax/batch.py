@@ -475,6 +475,11 @@ class PlainBatch:
         """Energies, kJ/mol, and forces (n_rows, 3), kJ/mol/nm."""
         return self.terms.energies_and_forces(_vector(p, self.schema, positions.dtype), positions, self.n_conformers)
 
+    def gradients(self, p: ParameterSet, positions, v: Float[Array, "row 3"], columns: Int[Array, " k"]):
+        """Gradient of U_c + v . F_c of each conformer in some entries of ``p.to_vector()``: (n_conformers, k)."""
+        theta = _vector(p, self.schema, positions.dtype)
+        return self.terms.gradients(theta, positions, v, self.n_conformers, columns)
+
 
 def _run(theta, conformers: Conformers, forces: bool):
     """Energies, and forces or None: with the compiler options at top level, where alone JAX accepts them."""

@@ -51,13 +51,17 @@ class Relaxed(NamedTuple):
 
 
 class _Problem(NamedTuple):
-    """Everything that W depends on besides x: the force-field vector, and flat rows (n_rows,) and (n_rows, 3)."""
+    """Everything that W depends on besides x: the force-field vector, and flat rows (n_rows,) and (n_rows, 3).
+
+    ``tolerance`` is where minimisations end.
+    """
 
     theta: Array
     conformers: Conformers
     free: Bool[Array, " row"]
     stiffness: Float[Array, " row"]
     anchors: Float[Array, "row 3"]
+    tolerance: Float[Array, ""]
 
 
 def minimize(
@@ -73,10 +77,35 @@ def minimize(
     max_steps: int = 5000,
 ) -> Relaxed:
     """The minimum that each conformer reaches from where it is: see :meth:`offjax.SystemBatch.minimize`."""
+    problem = _problem(batch, p, conformers, frozen, restraint, anchors, tolerance)
+    settings = (METHOD if method is None else method, int(max_steps))
+    if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves(problem)):
+        return _relaxed(conformers.positions, problem, settings)
+    return _compiled(tuple(compiler_options().items()))(conformers.positions, problem, settings)
+
+
+def respond(
+    batch: SystemBatch,
+    p: ParameterSet,
+    conformers: Conformers,
+    v: Float[Array, "row 3"],
+    *,
+    frozen: Bool[Array, " row"] | None = None,
+    restraint: Float[Array, " row"] | float = 0.0,
+) -> Float[Array, "row 3"]:
+    """H^+ v with the Hessian H of W at the positions of ``conformers``, nm for v in kJ/mol/nm.
+
+    At a minimum this is how far a weak force v moves the atoms; and the derivative of any function O of the minimum
+    of one conformer is dO/d theta + (H^+ dO/dx) . dF/d theta.
+    """
+    problem = _problem(batch, p, conformers, frozen, restraint, None, 0.0)
+    return _solve(None, v, conformers.positions, problem)
+
+
+def _problem(batch, p, conformers: Conformers, frozen, restraint, anchors, tolerance) -> _Problem:
     n = conformers.n_rows
-    start = conformers.positions
     frozen = jnp.zeros(n, bool) if frozen is None else jnp.asarray(frozen)
-    anchors = start if anchors is None else jnp.asarray(anchors, conformers.dtype)
+    anchors = conformers.positions if anchors is None else jnp.asarray(anchors, conformers.dtype)
     stiffness = jnp.asarray(restraint, conformers.dtype)
     if frozen.shape != (n,) or frozen.dtype != bool:
         raise InputError(f"frozen must be boolean of shape ({n},), one for each atom row, got {frozen.shape}")
@@ -84,17 +113,14 @@ def minimize(
         raise InputError(f"restraint must be a number or have shape ({n},), got {stiffness.shape}")
     if anchors.shape != (n, 3):
         raise InputError(f"anchors must have shape ({n}, 3), got {anchors.shape}")
-    problem = _Problem(
+    return _Problem(
         batch._theta(p, conformers),
         conformers,
         ~frozen & conformers.row_mask,
         jnp.broadcast_to(stiffness, (n,)),
         anchors,
+        jnp.asarray(tolerance, conformers.dtype),
     )
-    settings = (METHOD if method is None else method, float(tolerance), int(max_steps))
-    if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves(problem)):
-        return _relaxed(start, problem, settings)
-    return _compiled(tuple(compiler_options().items()))(start, problem, settings)
 
 
 @cache
@@ -146,6 +172,7 @@ class _Chunk(NamedTuple):
     free: Array
     stiffness: Array
     anchors: Array
+    tolerance: Array
 
     def evaluate(self, x):
         """W (job, lane) and its forces (3, atom, lane)."""
@@ -185,17 +212,18 @@ def _over_chunks(one, problem: _Problem, *rows):
     free, stiffness = (
         chunked.spread_rows(v.astype(anchors.dtype), chunks.row_of) for v in (problem.free, problem.stiffness)
     )
-    parts = _Chunk(_terms(problem), chunks.tables, free > 0, stiffness, anchors)
+    tolerance = jnp.full(len(anchors), problem.tolerance)
+    parts = _Chunk(_terms(problem), chunks.tables, free > 0, stiffness, anchors, tolerance)
     return chunked.over_chunks(lambda a: one(*a), (parts, *packed), chunks)
 
 
 def _find(x, problem: _Problem, settings) -> Minimum:
-    conformers, (method, tolerance, max_steps) = problem.conformers, settings
+    conformers, (method, max_steps) = problem.conformers, settings
     chunks = conformers.chunks
     n_jobs = chunks.conformer_of.shape[1]
 
     def one(chunk: _Chunk, x):
-        return run(chunk.evaluate, x, method, tolerance, max_steps, chunk.systems(n_jobs))
+        return run(chunk.evaluate, x, method, chunk.tolerance, max_steps, chunk.systems(n_jobs))
 
     found = _over_chunks(one, problem, (x, conformers.packed))
     each = (chunked.at(v.reshape(-1), chunks.energy_row) for v in found[1:])

@@ -48,7 +48,34 @@ class PlainTerms:
 
     def energies(self, theta, x: Float[Array, "row 3"], n: int) -> Float[Array, " n"]:
         """Energy of each of ``n`` conformers, kJ/mol; ``theta`` the force-field vector, ``x`` all atom rows in nm."""
-        values = {s: {a: _affine(v, theta, x.dtype) for a, v in d.items()} for s, d in self.values.items()}
+        return self._energies(self._values(theta, x.dtype), x, n)
+
+    def gradients(self, theta, x: Float[Array, "row 3"], v: Float[Array, "row 3"], n: int, columns):
+        """d(U_c + v . F_c)/d theta of each conformer c in some ``columns`` of theta, (n, len(columns)).
+
+        Every term has values of its own here, so that one gradient in them, first forward along ``v``, then reverse,
+        holds the rows of all conformers.
+        """
+
+        def total(values):
+            u, du = jax.jvp(lambda x: self._energies(values, x, n), (x,), (v,))
+            return jnp.sum(u - du)
+
+        slopes = jax.grad(total)(self._values(theta, x.dtype))
+        outside = len(columns)
+        place = jnp.full(len(theta), outside).at[columns].set(jnp.arange(outside))
+        rows = jnp.zeros((n, outside), x.dtype)
+        for section, attributes in slopes.items():
+            for attribute, slope in attributes.items():
+                of, weights, _ = self.values[section][attribute]
+                at = (self.conformer[section][:, None], place[of])
+                rows = rows.at[at].add(jnp.asarray(weights, x.dtype) * slope[:, None], mode="drop")
+        return rows
+
+    def _values(self, theta, dtype):
+        return {s: {a: _affine(v, theta, dtype) for a, v in d.items()} for s, d in self.values.items()}
+
+    def _energies(self, values, x, n: int):
         total = jnp.zeros(n, x.dtype)
 
         def add(name, terms):

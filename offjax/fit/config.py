@@ -31,9 +31,12 @@ class _Table(BaseModel):
 
 
 class DataSet(_Table):
-    """``[[data]]``: one file of reference energies and forces."""
+    """``[[data]]``: one file of reference data."""
 
     path: Path
+    kind: Literal["energies", "torsion-profiles"] = Field(
+        "energies", description="energies and forces of geometries as they are, or of torsion drives that are relaxed"
+    )
     format: Format | None = Field(None, description="none: what the file's name says")
     include: list[str] = Field(default_factory=list, description="names or wildcards of molecules; empty: all")
     exclude: list[str] = Field(default_factory=list, description="names or wildcards of molecules to leave out")
@@ -143,6 +146,14 @@ class Objective(_Table):
         return self
 
 
+class Relaxation(_Table):
+    """``[relaxation]``: how the points of torsion profiles are minimised."""
+
+    restraint: NonNegative = Field(418.4, description="kJ/mol/nm^2: k of k/2 |x - x_QM|^2 on atoms that may move")
+    tolerance: Positive = Field(0.01, description="kJ/mol/nm: largest force at a minimum")
+    max_steps: Annotated[int, Field(ge=1)] = 5000
+
+
 class Optimizer(_Table):
     """``[optimizer]``: method and stopping. Tolerances are relative to the scaled variables and to the objective."""
 
@@ -194,6 +205,7 @@ class FitConfig(_Table):
     charges: Charges = Charges()
     split: Split = Split()
     objective: Objective = Objective()
+    relaxation: Relaxation = Relaxation()
     optimizer: Optimizer = Optimizer()
     workers: Workers = Workers()
     output: Output = Output()

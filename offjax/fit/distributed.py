@@ -26,7 +26,7 @@ from jaxtyping import Float
 from offjax.batch import SystemBatch
 from offjax.errors import InputError, UnsupportedError
 from offjax.fit import targets
-from offjax.fit.config import FitConfig, Objective, Workers
+from offjax.fit.config import FitConfig, Objective, Relaxation, Workers
 from offjax.fit.free import FreeParameters
 from offjax.fit.objective import FitObjective, Parts
 from offjax.interop.files import write_atomically
@@ -44,11 +44,13 @@ class Shard:
     records: list[Record]
     weights: np.ndarray
     config: Objective
+    relaxation: Relaxation
     free: FreeParameters
 
     def objective(self) -> FitObjective:
         """The part of the objective that these molecules make, without prior."""
-        return FitObjective(targets.build(self.batch, self.records, self.weights, self.config), self.free, 0.0)
+        packed = targets.build(self.batch, self.records, self.weights, self.config, self.relaxation)
+        return FitObjective(packed, self.free, 0.0)
 
 
 def evaluate(path: str, method: str, x: np.ndarray) -> Any:
@@ -65,19 +67,24 @@ def _objective(path: str) -> FitObjective:
 
 
 def parts(path: str, x: np.ndarray) -> tuple[list[float], list[np.ndarray], list[np.ndarray]]:
-    """On a worker: a shard's sums of squares for energies and forces, and each molecule's energies and forces."""
+    """On a worker: a shard's sums of squares for energies and forces with the number of failed minimisations, and each
+    molecule's energies and forces.
+    """
     found = evaluate(path, "parts", x)
     packed = _objective(path).data.targets
     energies, forces = (packed.batch.unpack(v, packed.conformers) for v in (found.energies, found.forces))
-    return [found.energy, found.force], energies, forces
+    return [found.energy, found.force, found.unconverged], energies, forces
 
 
 class DistributedObjective(FitObjective):
     """The objective whose terms are computed by the workers of a Dask client.
 
     ``shards`` are the molecules of each shard, as positions in the batch of ``targets``; ``files`` where the workers
-    find them.
+    find them. Workers begin every minimisation of torsion profiles at the reference geometries, so that nothing is lost
+    with one of them.
     """
+
+    starts = None
 
     def __init__(self, whole: targets.Targets, free: FreeParameters, prior_weight: float, shards, files, client):
         super().__init__(whole, free, prior_weight)
@@ -123,9 +130,10 @@ class DistributedObjective(FitObjective):
             molecules = [v for part in found for v in part[k]]
             return jnp.asarray(whole.batch.flatten([molecules[m] for m in order], whole.conformers))
 
-        energy, force = (jnp.asarray(sum(column)) for column in zip(*(sums for sums, _, _ in found), strict=True))
+        sums = zip(*(sums for sums, _, _ in found), strict=True)
+        energy, force, unconverged = (jnp.asarray(sum(column)) for column in sums)
         prior = jnp.asarray(0.5 * np.sum(self._priors(x)[0] ** 2))
-        return Parts(energy, force, prior, flat(1), flat(2))
+        return Parts(energy, force, prior, flat(1), flat(2), None, unconverged)
 
     def _traceable(self):
         """f as a function that JAX can trace and differentiate once: its value and gradient come from the workers."""
@@ -175,6 +183,7 @@ def shared(config: FitConfig, prepared) -> Iterator[FitObjective]:
                 [prepared.records[m] for m in chosen],
                 prepared.weights[chosen],
                 config.objective,
+                config.relaxation,
                 prepared.free,
             )
             files.append(os.path.abspath(os.path.join(folder, f"shard-{k}")))

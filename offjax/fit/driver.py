@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,12 @@ from offjax.errors import InputError, OffjaxError
 from offjax.fit import distributed, metrics, optimizers, targets
 from offjax.fit import free as free_parameters
 from offjax.fit.checkpoint import Checkpoint, differences
-from offjax.fit.config import FitConfig
+from offjax.fit.config import DataSet, FitConfig
 from offjax.fit.free import FreeParameters
 from offjax.fit.objective import FitObjective
 from offjax.fit.progress import Silent
 from offjax.fit.result import FitResult, MoleculeResult
-from offjax.interop import reading
+from offjax.interop import reading, torsiondrives
 from offjax.interop.files import write_atomically
 from offjax.interop.records import Problem, Record
 from offjax.system import System
@@ -100,9 +100,12 @@ def _run(config: FitConfig, resume: bool, progress: Silent, stack: contextlib.Ex
     stopped = None
     if stored is None:
         log.add(data.entry(objective, optimizer.x(state), 0, None, time.perf_counter() - clock))
-        Checkpoint.of(state, 0, config.canonical(), data.digest, log.history).save(path)
+        _settle(objective, optimizer.x(state))
+        Checkpoint.of((state, objective.starts), 0, config.canonical(), data.digest, log.history).save(path)
     else:
-        state = stored.restore(state, path)
+        state, starts = stored.restore((state, objective.starts), path)
+        if starts is not None:
+            objective.starts = starts
         clock -= log.history[-1]["seconds"]
         stopped = log.history[-1]["stop"]
     progress.iteration(log.history[-1], config.optimizer.max_iterations)
@@ -118,13 +121,21 @@ def _run(config: FitConfig, resume: bool, progress: Silent, stack: contextlib.Ex
                 state, info = optimizer.step(objective, state)
                 seconds = time.perf_counter() - clock
                 log.add(data.entry(objective, optimizer.x(state), iteration, info, seconds))
-                Checkpoint.of(state, iteration, config.canonical(), data.digest, log.history).save(path)
+                _settle(objective, optimizer.x(state))
+                checkpoint = (state, objective.starts)
+                Checkpoint.of(checkpoint, iteration, config.canonical(), data.digest, log.history).save(path)
                 progress.iteration(log.history[-1], config.optimizer.max_iterations)
                 stopped = info.stop
         log.event("stop", reason=stopped, seconds=time.perf_counter() - clock)
         result = data.result(config, objective, optimizer.x(state), initial, log, stopped)
         result.write()
     return result
+
+
+def _settle(objective: FitObjective, x) -> None:
+    """The next minimisations begin at the minima that belong to x."""
+    if objective.starts is not None:
+        objective.starts = objective.parts(x).positions
 
 
 def make_optimizer(config: FitConfig) -> optimizers.Optimizer:
@@ -210,6 +221,7 @@ class Prepared:
             **{f"{q}_{split}": errors[split][q] for q in ("energy_rmse", "force_rmse") for split in ("train", "test")},
             "gradient": None if info is None else info.gradient,
             "step": None if info is None else info.step,
+            "unconverged": int(parts.unconverged),
             "accepted": None if info is None else info.accepted,
             "stop": None if info is None else info.stop,
             "seconds": round(seconds, 3),
@@ -289,14 +301,15 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
             data.format,
             include=data.include,
             exclude=data.exclude,
-            forces=config.objective.force_weight > 0,
+            forces=data.kind == "energies" and config.objective.force_weight > 0,
             strict=data.on_error == "raise",
             molecule=data.molecule,
             sign=data.sign,
         )
         problems += found.problems
-        records += found.records
-        weights += [data.weight] * len(found.records)
+        chosen = _points(found.records, data, problems)
+        records += chosen
+        weights += [data.weight] * len(chosen)
     if not records:
         raise InputError(f"{config.source}: no record can be used; {len(problems)} problems, the first: {problems[0]}")
     systems = _systems(config, records, progress)
@@ -308,8 +321,28 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
     free = free_parameters.choose(config, [s for s, t in zip(systems, train, strict=True) if t])
     batch = SystemBatch.from_systems(systems)
     factors = np.where(train, weights, 0.0)
-    packed = targets.build(batch, records, factors, config.objective)
+    packed = targets.build(batch, records, factors, config.objective, config.relaxation)
     return Prepared(records, systems, train, factors, free, packed, _digest(records, systems, train), problems)
+
+
+def _points(records: Sequence[Record], data: DataSet, problems: list[Problem]) -> list[Record]:
+    """What a data set's ``kind`` makes of its records: geometries as they are, or torsion drives one by one.
+
+    The forces of a drive, if any, are not those of free minima and are left alone.
+    """
+    if data.kind == "energies":
+        return [replace(record, driven=()) for record in records]
+    drives = []
+    for record in records:
+        try:
+            found = [record] if record.driven else torsiondrives.drives(record)
+        except InputError as error:
+            if data.on_error == "raise":
+                raise
+            problems.append(Problem(record.source, record.name, "rejected", str(error)))
+            continue
+        drives += [replace(drive, forces=None) for drive in found]
+    return drives
 
 
 def held_out(inchikey: str, config: FitConfig) -> bool:
@@ -331,8 +364,13 @@ def _systems(config: FitConfig, records: Sequence[Record], progress: Silent) -> 
 
     force_field = forcefield.load(config.force_field)
     progress.stage("typing and charges", len(records))
-    systems = []
+    systems: list[System] = []
+    known: dict[str, System] = {}
     for record in records:
+        if record.smiles in known:
+            systems.append(known[record.smiles])
+            progress.advance(record.name)
+            continue
         molecule = record.molecule()
         given = None
         if config.charges.method != "force-field":
@@ -342,7 +380,8 @@ def _systems(config: FitConfig, records: Sequence[Record], progress: Silent) -> 
             system = System.from_smirnoff(force_field, molecule, charge_from_molecules=given)
         except OffjaxError as error:
             raise type(error)(f"{record.source}, group {record.name!r}: {error}") from error
-        systems.append(system.without_constraints() if config.flexible else system)
+        known[record.smiles] = system.without_constraints() if config.flexible else system
+        systems.append(known[record.smiles])
         progress.advance(record.name)
     return systems
 

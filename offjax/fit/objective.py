@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import jax
@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from offjax.batch import compiler_options
+from offjax.batch import PlainBatch, compiler_options
 from offjax.fit.free import FreeParameters
-from offjax.fit.targets import Targets
+from offjax.fit.targets import Evaluated, Targets
 from offjax.parameters import ParameterSet
 
 L1_CORNER = 0.01
@@ -73,20 +73,29 @@ class FitData:
 
     def residuals(self, x: Float[Array, " n"]) -> tuple[Array, Array, Array, Array, Array]:
         """(energy, force and prior residuals, flat energies, flat forces)."""
-        targets = self.targets
-        energies, forces = targets.batch.energies_and_forces(self.at(x), targets.conformers)
-        energy, force = targets.residuals(energies, forces)
-        return energy, force.ravel(), self.prior_residuals(x), energies, forces
+        energy, force, prior, found = self.evaluate(x)
+        return energy, force, prior, found.energies, found.forces
+
+    def evaluate(self, x: Float[Array, " n"]) -> tuple[Array, Array, Array, Evaluated]:
+        """(energy, force and prior residuals, what they were computed from)."""
+        found = self.targets.evaluate(self.at(x))
+        energy, force = self.targets.residuals(found.energies, found.forces)
+        return energy, force.ravel(), self.prior_residuals(x), found
 
 
 class Parts(NamedTuple):
-    """The three sums of the objective, each with its factor 1/2, and flat energies (kJ/mol) and forces (kJ/mol/nm)."""
+    """The three sums of the objective, each with its factor 1/2, and flat energies (kJ/mol) and forces (kJ/mol/nm).
+
+    ``positions`` are those of relaxed torsion profiles (None without), ``unconverged`` counts failed minimisations.
+    """
 
     energy: Array
     force: Array
     prior: Array
     energies: Array
     forces: Array
+    positions: Array | None
+    unconverged: Array
 
 
 def residuals(x: Float[Array, " n"], data: FitData) -> Float[Array, " residual"]:
@@ -101,8 +110,8 @@ def scalar(x: Float[Array, " n"], data: FitData) -> Float[Array, ""]:
 
 def parts(x, data: FitData) -> Parts:
     """The terms of f, and what they were computed from."""
-    *r, energies, forces = data.residuals(x)
-    return Parts(*(0.5 * jnp.sum(a**2) for a in r), energies, forces)
+    *r, found = data.evaluate(x)
+    return Parts(*(0.5 * jnp.sum(a**2) for a in r), *found)
 
 
 def gauss_newton(x, data: FitData):
@@ -110,6 +119,32 @@ def gauss_newton(x, data: FitData):
     r, linear = jax.linearize(lambda y: residuals(y, data), x)
     transposed = jax.lax.map(linear, jnp.eye(len(x), dtype=x.dtype))
     return 0.5 * jnp.sum(r**2), transposed @ r, transposed @ transposed.T
+
+
+def gauss_newton_relaxed(x, data: FitData, found: Evaluated, plain: PlainBatch):
+    """The same where torsion profiles are relaxed: ``found`` is what :meth:`FitData.evaluate` gives at x.
+
+    Rows of energies come from one batch of linear equations (:meth:`Targets.energy_jacobian`); forces are those of
+    conformers that are not relaxed, columns by forward mode.
+    """
+    targets = data.targets
+    energy, force = targets.residuals(found.energies, found.forces)
+    force = force.ravel()
+    _, scales = jax.jvp(data.shift, (x,), (jnp.ones_like(x),))
+    columns = targets.energy_jacobian(data.at(x), found, plain, data.indices) * scales
+    prior, slope = data.priors(x)
+    value = 0.5 * (jnp.sum(energy**2) + jnp.sum(force**2) + jnp.sum(prior**2))
+    gradient = columns.T @ energy + slope * prior
+    hessian = columns.T @ columns + jnp.diag(slope**2)
+    if targets.relaxation is not None and targets.relaxation.forces:
+        moved = targets.conformers.with_positions(found.positions)
+
+        def forces(y):
+            return targets.residuals(*targets.batch.energies_and_forces(data.at(y), moved))[1].ravel()
+
+        rows = jax.lax.map(jax.linearize(forces, x)[1], jnp.eye(len(x), dtype=x.dtype))
+        gradient, hessian = gradient + rows @ force, hessian + rows @ rows.T
+    return value, gradient, hessian
 
 
 value_and_gradient = jax.value_and_grad(scalar)
@@ -149,6 +184,7 @@ class FitObjective:
         self.data = FitData(targets, whole, indices, *map(jnp.asarray, arrays))
         self.minibatch, self.seed = minibatch, seed
         self.training = np.arange(0) if training is None else np.asarray(training)
+        self._last: tuple[bytes, Parts] | None = None
 
     def theta(self, x) -> np.ndarray:
         """The free entries at x, MD units, on the host; bounds hold to the last bit and x = 0 is the start exactly."""
@@ -164,11 +200,37 @@ class FitObjective:
 
     def gauss_newton(self, x):
         """f, J^T r and J^T J."""
-        return compiled(gauss_newton)(x, self.data)
+        if self.data.targets.relaxation is None:
+            return compiled(gauss_newton)(x, self.data)
+        at = self.parts(x)
+        found = Evaluated(at.energies, at.forces, at.positions, at.unconverged)
+        return compiled(gauss_newton_relaxed)(x, self.data, found, self._plain)
 
     def parts(self, x) -> Parts:
         """The terms of f, and energies and forces of all molecules, held-out ones too."""
-        return compiled(parts)(x, self.data)
+        if self.data.targets.relaxation is None:
+            return compiled(parts)(x, self.data)
+        key = np.asarray(x).tobytes()
+        if self._last is None or self._last[0] != key:
+            self._last = (key, compiled(parts)(x, self.data))
+        return self._last[1]
+
+    @cached_property
+    def _plain(self) -> PlainBatch:
+        return self.data.targets.batch.plain(self.data.targets.conformers)
+
+    @property
+    def starts(self):
+        """Where the minimisations of torsion profiles begin, (n_rows, 3) nm; None without any. To be kept in a
+        checkpoint: minima depend on it, to within their tolerance."""
+        how = self.data.targets.relaxation
+        return None if how is None else how.starts
+
+    @starts.setter
+    def starts(self, positions):
+        how = self.data.targets.relaxation
+        assert how is not None
+        self.data = replace(self.data, targets=replace(self.data.targets, relaxation=replace(how, starts=positions)))
 
     def minibatches(self, epoch: int) -> list[FitData]:
         """The training molecules of an epoch in an order given by seed and epoch, in parts of ``minibatch`` molecules.
