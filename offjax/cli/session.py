@@ -33,6 +33,9 @@ def start() -> None:
     from offjax.parameterize import cache
 
     jax.config.update("jax_enable_x64", True)
+    # XLA ends the process when one core waits 40 seconds for another: minimisations may differ by more
+    patience = "--xla_cpu_collective_call_terminate_timeout_seconds=86400"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {patience}".strip()
     with contextlib.suppress(RuntimeError):  # JAX runs already, in a program that calls a command as a function
         jax.config.update("jax_num_cpu_devices", _cores())
     folder = cache.directory()

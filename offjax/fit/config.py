@@ -342,7 +342,8 @@ def _keys(location: list[Any]) -> list[str]:
     model: Any = FitConfig
     for part in location:
         if isinstance(part, str):
-            model = {"data": DataSet, "parameters": Parameters}.get(part) or model.model_fields[part].annotation
+            tables: dict[str, Any] = {"data": DataSet, "parameters": Parameters}
+            model = tables.get(part) or model.model_fields[part].annotation
     return [k for k in model.model_fields if k != "source"]
 
 
