@@ -39,7 +39,7 @@ from offjax.batching.instances import MoleculeTerms, extract
 from offjax.batching.plain import PlainTerms, flatten
 from offjax.batching.types import Types, classify
 from offjax.energy import as_positions
-from offjax.errors import InputError, OffjaxError
+from offjax.errors import InputError, OffjaxError, UnsupportedError
 from offjax.parameters import ParameterSet, Schema
 from offjax.system import System
 
@@ -415,8 +415,20 @@ class SystemBatch:
         Relaxed
             positions, energies (without restraints), largest_force, steps, converged, in the order of the conformers.
             A conformer that becomes not-a-number is not converged; the others do not notice.
+
+        Raises
+        ------
+        UnsupportedError
+            A System with constraints, which nothing would hold.
         """
         from offjax import relaxation
+
+        for n, member in enumerate(self._members):
+            if "Constraints" in member.system.terms and member.system.terms["Constraints"].n_instances:
+                raise UnsupportedError(
+                    f"{_describe(n, member.system)}: batch.minimize does not hold constraints; give their "
+                    "bonds energies with system.without_constraints() (water=True for rigid water)"
+                )
 
         return relaxation.minimize(
             self,

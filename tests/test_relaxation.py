@@ -141,3 +141,9 @@ def test_wrong_shapes_are_refused(batch, p, conformers):
         batch.minimize(p, conformers, restraint=np.zeros(3))
     with pytest.raises(InputError, match="anchors must have shape"):
         batch.minimize(p, conformers, anchors=np.zeros((3, 3)))
+
+
+def test_constraints_are_refused_by_name():
+    rigid = offjax.SystemBatch.from_systems([system("CO", "openff-2.2.1.offxml")])
+    with pytest.raises(offjax.UnsupportedError, match="without_constraints"):
+        rigid.minimize(rigid.systems[0].parameters, rigid.pack([positions("CO")]))
