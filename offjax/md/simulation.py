@@ -174,7 +174,8 @@ def _report(integrator, state, step, by_term) -> str:
     text += f"; in the step before, the largest force was {force:.3g} on particle {largest}"
     if by_term is not None:
         text += _terms(by_term, after)
-    return text + ". Minimise first, or take a smaller time step"
+    advice = ". Minimise first, or take a smaller time step"
+    return text + advice + ("" if integrator.has_energy else ", and check the sign of the forces")
 
 
 def _where(state: State) -> str:
