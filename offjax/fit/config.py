@@ -57,13 +57,22 @@ class Charges(_Table):
 
 
 class Split(_Table):
-    """``[split]``: a molecule belongs to fold sha256(InChIKey) mod ``folds``; ``holdout_fold`` is held out."""
+    """``[split]``: a molecule belongs to fold sha256(InChIKey) mod ``folds``; ``holdout_fold`` is held out.
+
+    The molecules of ``validation_fold`` are not trained on either; they end the fit when they no longer gain from it.
+    """
 
     folds: Annotated[int, Field(ge=2)] = 4
     holdout_fold: Annotated[int, Field(ge=0)] | None = None
+    validation_fold: Annotated[int, Field(ge=0)] | None = None
+    patience: Annotated[int, Field(ge=1)] = Field(5, description="iterations without a lower validation loss")
 
     @pydantic.model_validator(mode="after")
     def _in_range(self):
+        if self.validation_fold is not None and self.validation_fold >= self.folds:
+            raise ValueError(f"validation_fold must be below folds = {self.folds}, got {self.validation_fold}")
+        if self.validation_fold is not None and self.validation_fold == self.holdout_fold:
+            raise ValueError("validation_fold and holdout_fold must differ: what ends the fit is not unseen")
         if self.holdout_fold is not None and self.holdout_fold >= self.folds:
             raise ValueError(f"holdout_fold must be below folds = {self.folds}, got {self.holdout_fold}")
         return self

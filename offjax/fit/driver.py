@@ -29,18 +29,22 @@ import numpy as np
 
 from offjax.batch import SystemBatch
 from offjax.errors import InputError, OffjaxError
-from offjax.fit import distributed, metrics, optimizers, targets
+from offjax.fit import distributed, metrics, optimizers, stopping, targets
 from offjax.fit import free as free_parameters
 from offjax.fit.checkpoint import Checkpoint, differences
-from offjax.fit.config import DataSet, FitConfig
+from offjax.fit.config import DataSet, FitConfig, Objective
 from offjax.fit.free import FreeParameters
 from offjax.fit.objective import FitObjective
 from offjax.fit.progress import Silent
 from offjax.fit.result import FitResult, MoleculeResult
+from offjax.fit.stopping import Kept
 from offjax.interop import reading, torsiondrives
 from offjax.interop.files import write_atomically
 from offjax.interop.records import Problem, Record
 from offjax.system import System
+
+SPLITS = ("train", "validation", "test")
+"""What molecules are for: training, ending the fit, and neither (held out)."""
 
 INTERRUPTED = "interrupted by Ctrl-C; continue with --resume"
 
@@ -98,12 +102,15 @@ def _run(config: FitConfig, resume: bool, progress: Silent, stack: contextlib.Ex
     state = optimizer.init(objective, x)
     initial = objective.parts(x)
     stopped = None
+    kept = Kept.first(x, None)
     if stored is None:
         log.add(data.entry(objective, optimizer.x(state), 0, None, time.perf_counter() - clock))
         _settle(objective, optimizer.x(state))
-        Checkpoint.of((state, objective.starts), 0, config.canonical(), data.digest, log.history).save(path)
+        kept = Kept.first(optimizer.x(state), log.history[-1]["validation_loss"])
+        checkpoint = (state, kept, objective.starts)
+        Checkpoint.of(checkpoint, 0, config.canonical(), data.digest, log.history).save(path)
     else:
-        state, starts = stored.restore((state, objective.starts), path)
+        state, kept, starts = stored.restore((state, kept, objective.starts), path)
         if starts is not None:
             objective.starts = starts
         clock -= log.history[-1]["seconds"]
@@ -115,6 +122,8 @@ def _run(config: FitConfig, resume: bool, progress: Silent, stack: contextlib.Ex
             iteration = log.history[-1]["iteration"] + 1
             if interrupt.requested:
                 stopped = INTERRUPTED
+            elif kept.waited >= config.split.patience:
+                stopped = f"the validation loss has not fallen for {config.split.patience} iterations"
             elif iteration > config.optimizer.max_iterations:
                 stopped = f"max_iterations = {config.optimizer.max_iterations}"
             else:
@@ -122,12 +131,14 @@ def _run(config: FitConfig, resume: bool, progress: Silent, stack: contextlib.Ex
                 seconds = time.perf_counter() - clock
                 log.add(data.entry(objective, optimizer.x(state), iteration, info, seconds))
                 _settle(objective, optimizer.x(state))
-                checkpoint = (state, objective.starts)
+                if info.accepted:
+                    kept = kept.after(optimizer.x(state), log.history[-1]["validation_loss"])
+                checkpoint = (state, kept, objective.starts)
                 Checkpoint.of(checkpoint, iteration, config.canonical(), data.digest, log.history).save(path)
                 progress.iteration(log.history[-1], config.optimizer.max_iterations)
                 stopped = info.stop
         log.event("stop", reason=stopped, seconds=time.perf_counter() - clock)
-        result = data.result(config, objective, optimizer.x(state), initial, log, stopped)
+        result = data.result(config, objective, kept.x, initial, log, stopped)
         result.write()
     return result
 
@@ -161,11 +172,13 @@ class Prepared:
     records: list[Record]
     systems: list[System]
     train: np.ndarray
+    validation: np.ndarray
     weights: np.ndarray
     free: FreeParameters
     targets: targets.Targets
     digest: str
     problems: list[Problem]
+    weighting: Objective
 
     @property
     def n_conformers(self) -> int:
@@ -188,11 +201,20 @@ class Prepared:
         energies = [np.asarray(e) for e in batch.unpack(np.asarray(parts.energies), conformers)]
         return energies, [np.asarray(f) for f in batch.unpack(np.asarray(parts.forces), conformers)]
 
+    @property
+    def splits(self) -> list[str]:
+        """One of SPLITS for each molecule."""
+        return [
+            "train" if train else "validation" if validation else "test"
+            for train, validation in zip(self.train, self.validation, strict=True)
+        ]
+
     def errors(self, parts) -> dict[str, dict[str, float | None]]:
-        """Energy and force RMSE of training and held-out molecules."""
+        """Energy and force RMSE of the molecules of each of SPLITS."""
         energies, forces = self.unpack(parts)
         found = {}
-        for split, members in (("train", np.flatnonzero(self.train)), ("test", np.flatnonzero(~self.train))):
+        for split in SPLITS:
+            members = [m for m, own in enumerate(self.splits) if own == split]
             found[split] = {
                 "energy_rmse": metrics.energy_rmse(
                     [energies[m] for m in members], [self.records[m].energies for m in members]
@@ -218,7 +240,8 @@ class Prepared:
             "energy_part": energy,
             "force_part": force,
             "prior_part": prior,
-            **{f"{q}_{split}": errors[split][q] for q in ("energy_rmse", "force_rmse") for split in ("train", "test")},
+            **{f"{q}_{split}": errors[split][q] for q in ("energy_rmse", "force_rmse") for split in SPLITS},
+            "validation_loss": stopping.loss(errors["validation"], self.weighting),
             "gradient": None if info is None else info.gradient,
             "step": None if info is None else info.step,
             "unconverged": int(parts.unconverged),
@@ -241,8 +264,10 @@ class Prepared:
             "force_field_digest": self.free.selection.parameters.digest,
             "charges": sorted({m for s in self.systems for m in s.charge_methods}),
             "data": [{"file": d.path.name, "sha256": _sha256(d.path)} for d in config.data],
-            "train": [r.name for r, t in zip(self.records, self.train, strict=True) if t],
-            "test": [r.name for r, t in zip(self.records, self.train, strict=True) if not t],
+            **{
+                split: [r.name for r, own in zip(self.records, self.splits, strict=True) if own == split]
+                for split in SPLITS
+            },
             "free": [str(label) for label in self.free.selection.labels],
             "left_out": [str(item) for item in self.free.left_out],
             "problems": [list(problem) for problem in self.problems],
@@ -257,7 +282,7 @@ class Prepared:
                 name=record.name,
                 smiles=record.smiles,
                 inchikey=record.inchikey,
-                split="train" if self.train[m] else "test",
+                split=self.splits[m],
                 system=self.systems[m],
                 positions=record.positions,
                 energies_qm=metrics.centred(record.energies),
@@ -273,7 +298,7 @@ class Prepared:
         errors = {"initial": self.errors(initial), "fitted": self.errors(final)}
         table = {
             split: {f"{q}_{when}": errors[when][split][q] for q in ("energy_rmse", "force_rmse") for when in errors}
-            for split in ("train", "test")
+            for split in SPLITS
         }
         return FitResult(
             config=config,
@@ -313,16 +338,22 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
     if not records:
         raise InputError(f"{config.source}: no record can be used; {len(problems)} problems, the first: {problems[0]}")
     systems = _systems(config, records, progress)
-    train = np.array([not held_out(r.inchikey, config) for r in records])
+    folds = np.array([fold(r.inchikey, config.split.folds) for r in records])
+    validation = folds == config.split.validation_fold
+    train = (folds != config.split.holdout_fold) & ~validation
     if not train.any():
         raise InputError(
-            f"{config.source}: split.holdout_fold = {config.split.holdout_fold} leaves no training molecule"
+            f"{config.source}: split.holdout_fold = {config.split.holdout_fold} and validation_fold = "
+            f"{config.split.validation_fold} leave no training molecule"
         )
+    if config.split.validation_fold is not None and not validation.any():
+        raise InputError(f"{config.source}: split.validation_fold = {config.split.validation_fold} has no molecule")
     free = free_parameters.choose(config, [s for s, t in zip(systems, train, strict=True) if t])
     batch = SystemBatch.from_systems(systems)
     factors = np.where(train, weights, 0.0)
     packed = targets.build(batch, records, factors, config.objective, config.relaxation)
-    return Prepared(records, systems, train, factors, free, packed, _digest(records, systems, train), problems)
+    digest = _digest(records, systems, train)
+    return Prepared(records, systems, train, validation, factors, free, packed, digest, problems, config.objective)
 
 
 def _points(records: Sequence[Record], data: DataSet, problems: list[Problem]) -> list[Record]:
@@ -343,11 +374,6 @@ def _points(records: Sequence[Record], data: DataSet, problems: list[Problem]) -
             continue
         drives += [replace(drive, forces=None) for drive in found]
     return drives
-
-
-def held_out(inchikey: str, config: FitConfig) -> bool:
-    """Whether sha256(InChIKey) mod folds is the fold that is not trained on."""
-    return config.split.holdout_fold is not None and fold(inchikey, config.split.folds) == config.split.holdout_fold
 
 
 def fold(inchikey: str, folds: int) -> int:

@@ -31,8 +31,8 @@ AT_BOUND = 1e-9
 class MoleculeResult:
     """One molecule: energies (n,) kJ/mol relative to their mean, forces (n, atoms, 3) kJ/mol/nm, positions nm.
 
-    ``forces_qm`` is None where the data set has no forces; ``split`` is "train" or "test". ``driven`` are the atoms of
-    the dihedrals that a torsion drive held; empty for other data.
+    ``forces_qm`` is None where the data set has no forces; ``split`` is "train", "validation" or "test". ``driven`` are
+    the atoms of the dihedrals that a torsion drive held; empty for other data.
     """
 
     name: str

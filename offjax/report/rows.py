@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from offjax.fit import FitResult
 
 QUANTITIES = {"force": ("Force RMSE", "kJ/mol/nm"), "energy": ("Energy RMSE", "kJ/mol")}
-SPLITS = {"test": "held out", "train": "training"}
+SPLITS = {"test": "held out", "validation": "validation", "train": "training"}
 
 
 def summary(result: FitResult) -> dict[str, Any]:
@@ -44,8 +44,8 @@ def cards(result: FitResult) -> list[dict[str, Any]]:
     found = []
     for split, words in SPLITS.items():
         for quantity, (name, units) in QUANTITIES.items():
-            before = result.metrics[split].get(f"{quantity}_rmse_initial")
-            after = result.metrics[split].get(f"{quantity}_rmse_fitted")
+            before = result.metrics.get(split, {}).get(f"{quantity}_rmse_initial")
+            after = result.metrics.get(split, {}).get(f"{quantity}_rmse_fitted")
             if before is None or after is None:
                 continue
             change = 100.0 * (after / before - 1.0) if before else 0.0
