@@ -34,6 +34,7 @@ import numpy as np
 
 from offjax.assignment import AssignmentMatrix
 from offjax.batch import SystemBatch
+from offjax.errors import UnsupportedError
 from offjax.fit import optimizers
 from offjax.fit.config import FitConfig
 from offjax.fit.driver import Prepared
@@ -342,7 +343,17 @@ def analyse(data: Prepared, config: FitConfig, x, *, top: int = 10) -> Conflicts
         The end point of a fit; elsewhere the quadratic model has far to go.
     top
         How many splits to propose, at most one a parameter.
+
+    Raises
+    ------
+    UnsupportedError
+        The fit has relaxed torsion profiles.
     """
+    if data.targets.relaxation is not None:
+        raise UnsupportedError(
+            'conflicts of relaxed torsion profiles (kind = "torsion-profiles") are not supported: leave them out, '
+            'or read them with kind = "energies"'
+        )
     with jax.enable_x64(True):
         model = _Model(data, config, x)
         labels = model.free.selection.labels

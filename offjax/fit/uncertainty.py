@@ -306,11 +306,12 @@ def laplace(objective: FitObjective, x, *, noise: Noise = "scales") -> Posterior
     with jax.enable_x64(True):
         data = objective.data
         x = jnp.asarray(x)
-        squares, blocks, factors = jax.device_get(compiled(_information)(x, data))
         prior = np.asarray(data.priors(x)[1]) ** 2
+        names, squares, blocks, counts = _information(objective, x)
+        factors = objective.free.factors(x)
     fitted = np.sum(blocks, axis=0) + np.diag(prior)
     kinds = []
-    for name, square, block, count in zip(KINDS, squares, blocks, _counts(data), strict=True):
+    for name, square, block, count in zip(names, squares, blocks, counts, strict=True):
         if not count:
             continue
         effective = float(np.trace(np.linalg.pinv(fitted, rcond=SINGULAR, hermitian=True) @ block))
@@ -341,19 +342,29 @@ def laplace(objective: FitObjective, x, *, noise: Noise = "scales") -> Posterior
     )
 
 
-KINDS = ("energy", "force")
+def _information(objective: FitObjective, x):
+    """Names of the kinds of data, and for each |r_g|^2, J_g^T J_g and the number of residuals.
+
+    Energies and forces are of one kind where torsion profiles are relaxed and there are forces besides.
+    """
+    data, counts = objective.data, _counts(objective.data)
+    if data.targets.relaxation is None:
+        return "energy force".split(), *jax.device_get(compiled(_by_kind)(x, data)), counts
+    at = objective.parts(x)
+    block = np.asarray(objective.gauss_newton(x)[2]) - np.diag(np.asarray(data.priors(x)[1]) ** 2)
+    names = ["energy and force" if counts[1] else "energy"]
+    return names, [2.0 * float(at.energy + at.force)], [block], [sum(counts)]
 
 
-def _information(x, data: FitData):
-    """|r_g|^2 and J_g^T J_g of energies and forces, and d(theta)/dx."""
+def _by_kind(x, data: FitData):
+    """|r_g|^2 and J_g^T J_g of energies and forces."""
     squares, blocks = [], []
-    for kind in range(len(KINDS)):
+    for kind in range(2):
         r, linear = jax.linearize(lambda y, kind=kind: data.residuals(y)[kind], x)
         transposed = jax.lax.map(linear, jnp.eye(len(x), dtype=x.dtype))
         squares.append(jnp.sum(r**2))
         blocks.append(transposed @ transposed.T)
-    _, factors = jax.jvp(data.shift, (x,), (jnp.ones_like(x),))
-    return jnp.stack(squares), jnp.stack(blocks), factors
+    return jnp.stack(squares), jnp.stack(blocks)
 
 
 def _counts(data: FitData) -> tuple[int, int]:

@@ -7,7 +7,8 @@ import pytest
 
 import offjax
 from offjax import constants
-from offjax.fit import FitConfig, run
+from offjax.errors import UnsupportedError
+from offjax.fit import FitConfig, conflicts, run, uncertainty
 from offjax.fit.driver import prepare
 from offjax.interop.torsiondrives import dihedrals
 
@@ -103,6 +104,13 @@ def test_the_jacobian_of_relaxed_energies_is_exact(table, tmp_path):
         moved = np.asarray(objective.parts(x).positions - data.targets.conformers.positions)
         frozen = np.tile(np.isin(np.arange(6), DRIVEN), len(ANGLES))
         assert np.all(moved[frozen] == 0) and np.max(np.abs(moved)) > 1e-5
+
+        found = uncertainty.laplace(objective, x)
+        np.testing.assert_allclose(found.fitted, hessian, rtol=1e-9, atol=1e-9 * np.abs(hessian).max())
+        assert [(kind.name, kind.n_residuals) for kind in found.kinds] == [("energy", len(ANGLES) - 1)]
+        assert found.kinds[0].sum_of_squares == pytest.approx(2 * float(objective.parts(x).energy))
+        with pytest.raises(UnsupportedError, match="conflicts of relaxed torsion profiles"):
+            conflicts.analyse(data, chosen, x)
 
 
 def test_a_fit_finds_the_parameters_and_resumes_exactly(table, tmp_path):
