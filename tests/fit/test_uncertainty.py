@@ -61,7 +61,8 @@ def prepared(data_file):
 def synthetic(objective, truth, rng, energy_noise=ENERGY_NOISE, force_noise=FORCE_NOISE):
     """The data of a force field at ``truth`` with independent noise."""
     targets = objective.data.targets
-    *_, energies, forces = objective.parts(truth)
+    at = objective.parts(truth)
+    energies, forces = at.energies, at.forces
     energies = targets.relative(energies + energy_noise * rng.normal(size=energies.shape))
     return replace(targets, energies=energies, forces=forces + force_noise * rng.normal(size=forces.shape))
 
