@@ -452,21 +452,18 @@ def _near_atoms(tree, blocks, h, reach, capacity):
     columns = [tree.x[:, k] for k in range(3)]
 
     def one(arguments):
-        blocks, mine = arguments
+        blocks, mine = (a[None] for a in arguments)
         entry = _children(blocks, LANES)
         other = jnp.maximum(slots(entry), 0)
         theirs = [c[other] + s for c, s in zip(columns, _shifts(entry, h), strict=True)]
-        r2 = [sum((t - m[lane]) ** 2 for t, m in zip(theirs, mine.T, strict=True)) for lane in range(LANES)]
+        theirs = jax.lax.optimization_barrier(theirs)  # or XLA gathers once a lane
+        r2 = [sum((t - mine[:, lane, k, None]) ** 2 for k, t in enumerate(theirs)) for lane in range(LANES)]
         closest = r2[0]
         for value in r2[1:]:  # minimum of NaN (infinity - infinity in padding) and a number is the number
             closest = jnp.fmin(closest, value)
-        near = (entry >= 0) & (closest <= reach**2)
-        return _compact(near[None], entry[None], capacity)
+        return jax.tree.map(lambda v: v[0], _compact((entry >= 0) & (closest <= reach**2), entry, capacity))
 
-    entries, counts = jax.lax.map(
-        lambda a: jax.tree.map(lambda v: v[0], one(a)), (blocks, tree.x.reshape(-1, LANES, 3))
-    )
-    return entries, counts
+    return jax.lax.map(one, (blocks, tree.x.reshape(-1, LANES, 3)))
 
 
 def _padded(x):
