@@ -184,7 +184,7 @@ class FitObjective:
         self.data = FitData(targets, whole, indices, *map(jnp.asarray, arrays))
         self.minibatch, self.seed = minibatch, seed
         self.training = np.arange(0) if training is None else np.asarray(training)
-        self._last: tuple[bytes, Parts] | None = None
+        self._last: tuple[FitData, bytes, Parts] | None = None
 
     def theta(self, x) -> np.ndarray:
         """The free entries at x, MD units, on the host; bounds hold to the last bit and x = 0 is the start exactly."""
@@ -210,10 +210,10 @@ class FitObjective:
         """The terms of f, and energies and forces of all molecules, held-out ones too."""
         if self.data.targets.relaxation is None:
             return compiled(parts)(x, self.data)
-        key = np.asarray(x).tobytes()
-        if self._last is None or self._last[0] != key:
-            self._last = (key, compiled(parts)(x, self.data))
-        return self._last[1]
+        point = np.asarray(x).tobytes()
+        if self._last is None or self._last[0] is not self.data or self._last[1] != point:
+            self._last = (self.data, point, compiled(parts)(x, self.data))
+        return self._last[2]
 
     @cached_property
     def _plain(self) -> PlainBatch:
