@@ -43,6 +43,9 @@ CONFIG = {
 """The fit: prior widths in the units of the force field (kcal/mol, angstrom, degree). A drive of 24 points has the
 weight 24: every point counts as a measurement that is off by 1 kcal/mol."""
 
+WIDE = (100.0, 0.1, 100.0, 5.0, 5.0, 5.0)
+"""Other prior widths, in the order of CONFIG: they show what weak priors do to held-out molecules."""
+
 
 def timed(name: str, call):
     """Print wall-clock and CPU seconds of the first and the second call; returns the result."""
@@ -86,6 +89,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--devices", type=int, default=1, help="CPU devices that share the chunks")
     parser.add_argument("--adjoint", action="store_true", help="also the gradient as L-BFGS uses it")
+    parser.add_argument("--wide", action="store_true", help="the prior widths WIDE instead of those of CONFIG")
     parser.add_argument("--no-fit", action="store_true")
     arguments = parser.parse_args()
 
@@ -110,6 +114,9 @@ def main() -> None:
         "charges": {"method": arguments.charges},
         "output": {"directory": str(directory)},
     }
+    if arguments.wide:
+        blocks = zip(CONFIG["parameters"], WIDE, strict=True)
+        common["parameters"] = [block | {"prior": width} for block, width in blocks]
     config = FitConfig.from_dict(common)
 
     start = time.perf_counter()
