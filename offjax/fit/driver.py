@@ -342,9 +342,9 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
     validation = folds == config.split.validation_fold
     train = (folds != config.split.holdout_fold) & ~validation
     if not train.any():
+        also = "" if config.split.validation_fold is None else f" (validation_fold = {config.split.validation_fold})"
         raise InputError(
-            f"{config.source}: split.holdout_fold = {config.split.holdout_fold} and validation_fold = "
-            f"{config.split.validation_fold} leave no training molecule"
+            f"{config.source}: split.holdout_fold = {config.split.holdout_fold} leaves no training molecule{also}"
         )
     if config.split.validation_fold is not None and not validation.any():
         raise InputError(f"{config.source}: split.validation_fold = {config.split.validation_fold} has no molecule")
