@@ -169,7 +169,6 @@ def test_a_killed_fit_resumes_exactly(make_config):
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(make_config, rng):
     """SIGKILL wherever it falls: while importing, compiling, iterating or writing."""
-    whole = run(FitConfig.load(make_config(method="l-bfgs", iterations=12, output="whole", name="whole.toml")))
     path = make_config(method="l-bfgs", iterations=12, output="killed", name="killed.toml")
     checkpoint = path.parent / "killed" / "checkpoint.npz"
     env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
@@ -184,6 +183,7 @@ def test_twenty_kills_at_random_moments_change_nothing(make_config, rng):
         return time.monotonic() - started
 
     duration = resumed(600)
+    whole = FitResult.load(checkpoint.parent)
     shutil.rmtree(checkpoint.parent)
     for fraction in rng.uniform(0.1, 1.1, size=20):
         resumed(fraction * duration)
