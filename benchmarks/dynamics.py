@@ -101,21 +101,29 @@ def offjax_run(dtype, accumulate, x, v, side, steps):
     return task
 
 
-def openmm_run(x, v, side, steps):
+def openmm_lennard_jones(n, side, onset, cutoff):
+    """OpenMM's System of n particles of mass, sigma and epsilon 1 in a cubic box."""
     import openmm
 
     system = openmm.System()
     force = openmm.NonbondedForce()
     force.setNonbondedMethod(openmm.NonbondedForce.CutoffPeriodic)
-    force.setCutoffDistance(CUTOFF)
+    force.setCutoffDistance(cutoff)
     force.setUseSwitchingFunction(True)
-    force.setSwitchingDistance(ONSET)
+    force.setSwitchingDistance(onset)
     force.setUseDispersionCorrection(False)
-    for _ in x:
+    for _ in range(n):
         system.addParticle(1.0)
         force.addParticle(0.0, 1.0, 1.0)
     system.addForce(force)
     system.setDefaultPeriodicBoxVectors(*np.eye(3) * side)
+    return system
+
+
+def openmm_run(x, v, side, steps):
+    import openmm
+
+    system = openmm_lennard_jones(len(x), side, ONSET, CUTOFF)
     threads = {"Threads": str(len(os.sched_getaffinity(0)))}
     integrator = openmm.VerletIntegrator(DT)
     context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("CPU"), threads)

@@ -20,6 +20,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from dynamics import openmm_lennard_jones
 from scipy.optimize import brentq
 
 from offjax import md
@@ -69,18 +70,7 @@ def openmm_samples(name, steps, replicas, kT, pressure):
 
     from offjax.constants import BAR, GAS_CONSTANT
 
-    system = openmm.System()
-    force = openmm.NonbondedForce()
-    force.setNonbondedMethod(openmm.NonbondedForce.CutoffPeriodic)
-    force.setCutoffDistance(CUTOFF)
-    force.setUseSwitchingFunction(True)
-    force.setSwitchingDistance(ONSET)
-    force.setUseDispersionCorrection(False)
-    for _ in range(N):
-        system.addParticle(1.0)
-        force.addParticle(0.0, 1.0, 1.0)
-    system.addForce(force)
-    system.setDefaultPeriodicBoxVectors(*np.eye(3) * SIDE)
+    system = openmm_lennard_jones(N, SIDE, ONSET, CUTOFF)
     kelvin = kT / GAS_CONSTANT
     integrator = {
         "OpenMM LangevinMiddle": lambda: openmm.LangevinMiddleIntegrator(kelvin, 1.0, DT),
