@@ -20,7 +20,7 @@ import numpy as np
 
 from offjax.constants import ANGSTROM, KCAL
 from offjax.errors import InputError
-from offjax.interop.records import Problem, Record, check_bonds, check_contacts, check_finite, chosen, collect, parse
+from offjax.interop.records import Problem, Record, chosen, collect, parse, usable
 
 
 def read(path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), forces: bool = True) -> list[Record]:
@@ -46,7 +46,7 @@ def read(path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), forc
 def scan(
     path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), forces: bool = True
 ) -> Iterator[Record | Problem]:
-    """The same, with a Problem for each row that cannot be used.
+    """The same, with a Problem for each row or conformer that cannot be used, and for what a truncated file lacks.
 
     Raises
     ------
@@ -56,14 +56,17 @@ def scan(
     path = Path(path)
     found: list[Record | Problem] = []
     for n, row in enumerate(_rows(path)):
+        if isinstance(row, Problem):
+            found.append(row)
+            continue
         try:
-            found.append(_record(path, n, row, forces))
+            found += _record(path, n, row, forces)
         except InputError as error:
             found.append(Problem(str(path), f"row-{n}", "rejected", str(error), f"row-{n}"))
     yield from chosen(path, found, include, exclude)
 
 
-def _rows(path: Path) -> list[dict]:
+def _rows(path: Path) -> Iterator[dict | Problem]:
     try:
         import pyarrow as pa
     except ImportError:
@@ -71,21 +74,23 @@ def _rows(path: Path) -> list[dict]:
     files = sorted(path.glob("*.arrow")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise InputError(f"{path}: no such file, and no folder of *.arrow files")
-    rows = []
     for file in files:
-        data = file.read_bytes()
+        # an Arrow file is a stream behind eight bytes; read as one, it needs no footer
+        data, n = file.read_bytes(), 0
         try:
-            source = pa.ipc.open_file(data) if data.startswith(b"ARROW1") else pa.ipc.open_stream(data)
-            table = source.read_all()
+            for batch in pa.ipc.open_stream(data[8:] if data.startswith(b"ARROW1") else data):
+                if missing := {"smiles", "coords", "energy"} - set(batch.schema.names):
+                    columns = ", ".join(sorted(missing))
+                    raise InputError(f"{file}: the columns {columns} are missing; is this descent's layout?")
+                for row in batch.to_pylist():
+                    n += 1
+                    yield row
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{file}: not a complete Arrow table ({error}); was it copied completely?") from error
-        if missing := {"smiles", "coords", "energy"} - set(table.column_names):
-            raise InputError(f"{file}: the columns {', '.join(sorted(missing))} are missing; is this descent's layout?")
-        rows += table.to_pylist()
-    return rows
+            reason = f"{file}: not a complete Arrow table; {n} rows can be read ({error}); was it copied completely?"
+            yield Problem(str(file), f"what follows {n} rows", "rejected", reason)
 
 
-def _record(path: Path, n: int, row: dict, forces: bool) -> Record:
+def _record(path: Path, n: int, row: dict, forces: bool) -> Iterator[Record | Problem]:
     name = f"row-{n}"
     where = f"{path}, {name}"
     if not isinstance(row["smiles"], str):
@@ -98,13 +103,11 @@ def _record(path: Path, n: int, row: dict, forces: bool) -> Record:
     positions = _table(row["coords"], shape, f"{where}, coords") * ANGSTROM
     given = row.get("forces")
     absent = given is None or all(v is None for v in given)
-    check_bonds(molecule, positions, f"{where}, coords")
-    check_contacts(molecule, positions, f"{where}, coords")
     if absent and forces:
         raise InputError(
             f"{where}, forces: there are none but forces are asked for; set objective.force_weight = 0 to fit energies"
         )
-    return Record(
+    record = Record(
         name=name,
         smiles=row["smiles"],
         inchikey=molecule.to_inchikey(),
@@ -113,15 +116,14 @@ def _record(path: Path, n: int, row: dict, forces: bool) -> Record:
         forces=None if absent else _table(given, shape, f"{where}, forces") * (KCAL / ANGSTROM),
         source=str(path),
     )
+    yield from usable(molecule, record, where, ("coords", "energy", "forces"))
 
 
 def _numbers(values, where: str) -> np.ndarray:
     try:
-        array = np.asarray([] if values is None else values, dtype=np.float64).reshape(-1)
+        return np.asarray([] if values is None else values, dtype=np.float64).reshape(-1)
     except (TypeError, ValueError):
         raise InputError(f"{where}: expected a list of numbers") from None
-    check_finite(array, where)
-    return array
 
 
 def _table(values, shape: tuple[int, ...], where: str) -> np.ndarray:

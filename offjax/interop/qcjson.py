@@ -61,9 +61,13 @@ def _frames(path: Path, content: Any) -> Iterator[Frame | Problem]:
             for angle in sorted(e.get("coordinates", {}), key=float)
         ]
     elif isinstance(content, dict) and ("dataset_name" in content or isinstance(content.get("entries"), dict)):
+        held = "references to results" if "entries" in content else "molecules to be computed"
+        entries = content.get("entries") or content.get("dataset") or {}
         raise InputError(
-            f"{path}: a QCSubmit data set holds inputs or references, no energies: download the results with QCPortal "
-            "and write them as QCSchema, or let yammbs make a QCArchiveDataset of the collection"
+            f"{path}: the QCSubmit data set {content.get('dataset_name', 'without a name')!r} holds {held} "
+            f"({len(entries)} entries) and no energies: submit it to a server if that was not done; then download the "
+            "results (OptimizationResultCollection.from_server of openff-qcsubmit) and let yammbs write a "
+            "QCArchiveDataset of the collection, or write the results as QCSchema"
         )
     else:
         results = content if isinstance(content, list) else [content]

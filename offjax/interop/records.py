@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -92,10 +92,11 @@ def parse(smiles: str, where: str, name: str):
     return molecule
 
 
-def check_finite(values: np.ndarray, where: str) -> None:
-    """Raise InputError where a value is NaN or infinite."""
+def check_finite(values: np.ndarray, where: str, first: int = 0) -> None:
+    """Raise InputError where a value is NaN or infinite; ``first`` is the number of the first conformer."""
     if (wrong := np.argwhere(~np.isfinite(values))).size:
-        raise InputError(f"{where}: {len(wrong)} values are not finite, first at index {wrong[0].tolist()}")
+        index = [int(wrong[0][0]) + first, *wrong[0][1:].tolist()]
+        raise InputError(f"{where}: {len(wrong)} values are not finite, first at index {index}")
 
 
 def check_shape(values: np.ndarray, shape: tuple[int, ...], where: str, meaning: str) -> None:
@@ -104,8 +105,11 @@ def check_shape(values: np.ndarray, shape: tuple[int, ...], where: str, meaning:
         raise InputError(f"{where}: shape {values.shape}, expected {shape} = {meaning}")
 
 
-def check_bonds(molecule, positions: np.ndarray, where: str) -> None:
-    """Raise InputError where a bond's length (positions (n, atoms, 3) in nm) is far from a sum of covalent radii."""
+def check_bonds(molecule, positions: np.ndarray, where: str, first: int = 0) -> None:
+    """Raise InputError where a bond's length (positions (n, atoms, 3) in nm) is far from a sum of covalent radii.
+
+    ``first`` is the number of the first conformer.
+    """
     from rdkit import Chem
 
     radius = Chem.GetPeriodicTable().GetRcovalent
@@ -117,7 +121,7 @@ def check_bonds(molecule, positions: np.ndarray, where: str) -> None:
         if wrong.size:
             c = wrong[0]
             raise InputError(
-                f"{where}: bond {bond.atom1.symbol}{i}-{bond.atom2.symbol}{j} of conformer {c} is "
+                f"{where}: bond {bond.atom1.symbol}{i}-{bond.atom2.symbol}{j} of conformer {c + first} is "
                 f"{length[c]:.4f} nm long, expected about {expected:.3f}: {_slip(molecule, positions)}the unit, the "
                 "order of the atoms or the connectivity is wrong"
             )
@@ -269,6 +273,44 @@ def outliers(record: Record) -> Iterator[Problem]:
             yield Problem(record.source, f"{record.name}, conformer {c}", "outlier", reason)
 
 
+def usable(molecule, record: Record, where: str, names: tuple[str, str, str]) -> Iterator[Record | Problem]:
+    """The record without the conformers that cannot be used, and a Problem for each of these.
+
+    Of a record that has no other conformers one Problem is left. ``names`` are what the file calls positions, energies
+    and forces.
+    """
+
+    def check(c: slice) -> None:
+        for values, name in zip((record.positions, record.energies, record.forces), names, strict=True):
+            if values is not None:
+                check_finite(values[c], f"{where}, {name}", c.start)
+        check_bonds(molecule, record.positions[c], f"{where}, {names[0]}", c.start)
+        check_contacts(molecule, record.positions[c], f"{where}, {names[0]}", c.start)
+
+    n = record.n_conformers
+    try:
+        check(slice(0, n))
+        yield record
+        return
+    except InputError as error:
+        overall = str(error)
+    reasons: dict[int, str] = {}
+    for c in range(n):
+        try:
+            check(slice(c, c + 1))
+        except InputError as error:
+            reasons[c] = str(error)
+    if len(reasons) == n:
+        none = f"; none of the {n} conformers can be used" if n > 1 else ""
+        yield Problem(record.source, record.name, "rejected", overall + none, record.name)
+        return
+    for c, reason in reasons.items():
+        yield Problem(record.source, f"{record.name}, conformer {c}", "rejected", reason, record.name)
+    good = [c for c in range(n) if c not in reasons]
+    forces = None if record.forces is None else record.forces[good]
+    yield replace(record, positions=record.positions[good], energies=record.energies[good], forces=forces)
+
+
 class Frame(NamedTuple):
     """One geometry as a file has it, in MD units: ``positions`` (atoms, 3), ``forces`` the same or None.
 
@@ -355,8 +397,11 @@ def check_connectivity(molecule, bonds: Iterable[tuple[int, int]], where: str) -
         raise InputError(f"{where}: the connectivity differs: bond {'; bond '.join(words[:3])}")
 
 
-def check_contacts(molecule, positions: np.ndarray, where: str) -> None:
-    """Raise InputError where atoms (positions (n, atoms, 3) in nm) are as close as bonded ones, but not bonded."""
+def check_contacts(molecule, positions: np.ndarray, where: str, first: int = 0) -> None:
+    """Raise InputError where atoms (positions (n, atoms, 3) in nm) are as close as bonded ones, but not bonded.
+
+    ``first`` is the number of the first conformer.
+    """
     from rdkit import Chem
 
     table = Chem.GetPeriodicTable()
@@ -369,8 +414,8 @@ def check_contacts(molecule, positions: np.ndarray, where: str) -> None:
     if (wrong := np.argwhere(distance < CONTACT * (radii[i] + radii[j]))).size:
         c, k = wrong[0]
         raise InputError(
-            f"{where}: the connectivity changed: {_pair(molecule, (int(i[k]), int(j[k])))} of conformer {c} are "
-            f"{distance[c, k]:.4f} nm apart and not bonded in the SMILES"
+            f"{where}: the connectivity changed: {_pair(molecule, (int(i[k]), int(j[k])))} of conformer "
+            f"{c + first} are {distance[c, k]:.4f} nm apart and not bonded in the SMILES"
         )
 
 

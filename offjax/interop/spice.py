@@ -11,13 +11,18 @@ One group a molecule, named after it, with the datasets
 =====================  =================  ==================================================================
 
 The three floating-point datasets name their unit in the attribute ``units``. Everything is checked here, once; an error
-names the file, the group and the dataset.
+names the file, the group and the dataset. A conformer that cannot be used costs the molecule only that conformer. Of a
+truncated file those molecules are read of which nothing is missing, also if the list of names is; the layout of the
+bytes is that of the HDF5 File Format Specification.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
-from collections.abc import Iterator, Sequence
+import io
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -28,12 +33,10 @@ from offjax.errors import InputError
 from offjax.interop.records import (
     Problem,
     Record,
-    check_bonds,
-    check_contacts,
-    check_finite,
     check_shape,
     collect,
     parse,
+    usable,
 )
 
 LENGTHS = {"bohr": constants.BOHR, "angstrom": constants.ANGSTROM, "nanometer": 1.0, "nm": 1.0}
@@ -64,7 +67,7 @@ def read(path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), forc
 def scan(
     path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), forces: bool = True
 ) -> Iterator[Record | Problem]:
-    """The same, with a Problem for each group that cannot be used, or for a file that cannot be opened.
+    """The same, with a Problem for each group or conformer that cannot be used, and for a file that is not whole.
 
     Raises
     ------
@@ -75,18 +78,122 @@ def scan(
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        with h5py.File(path, "r") as file:
-            for name in _names(path, list(file), include, exclude):
+        with contextlib.ExitStack() as stack:
+            size, whole = path.stat().st_size, _length(path)
+            groups: Mapping[str, h5py.Group]
+            if whole <= size:
+                groups = file = stack.enter_context(h5py.File(path, "r"))
+            else:
+                file = stack.enter_context(h5py.File(stack.enter_context(_Padded(path, whole)), "r"))
+                groups = _groups(file, path)
+                reason = f"{path}: truncated: {size:,} of {whole:,} bytes are there; was it copied completely?"
+                yield Problem(str(path), f"what is missing (after {len(groups)} groups)", "rejected", reason)
+                if not groups:
+                    return
+            for name in _names(path, list(groups), include, exclude):
                 try:
-                    yield _record(path, name, file[name], forces)
+                    yield from _record(path, name, groups[name], forces)
                 except InputError as error:
-                    yield Problem(str(path), name, "rejected", str(error))
+                    yield Problem(str(path), name, "rejected", str(error), name)
                 except (OSError, KeyError, RuntimeError) as error:  # the part of the file that holds it is damaged
                     reason = f"{path}, group {name!r}: cannot be read ({error}); was the file copied completely?"
-                    yield Problem(str(path), name, "rejected", reason)
-    except OSError as error:
+                    yield Problem(str(path), name, "rejected", reason, name)
+    except (OSError, RuntimeError) as error:
         reason = f"{path}: not a readable HDF5 file ({error}); was it copied completely?"
         yield Problem(str(path), "the whole file", "rejected", reason)
+
+
+def _length(path: Path) -> int:
+    """The length that the file should have by its superblock; 0 where it has none at its beginning."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if len(head) < 64 or not head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return 0
+    place = {0: 40, 1: 44, 2: 28, 3: 28}.get(head[8])
+    return 0 if place is None else int(struct.unpack_from("<Q", head, place)[0])
+
+
+class _Padded(io.RawIOBase):
+    """A truncated file, with zeros for what is missing: HDF5 opens it, and finds no valid metadata there."""
+
+    def __init__(self, path: Path, length: int):
+        self._file, self._length, self._at = open(path, "rb"), length, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer) -> int:
+        n = max(min(len(buffer), self._length - self._at), 0)
+        self._file.seek(self._at)
+        found = self._file.read(n)
+        buffer[:n] = found + bytes(n - len(found))
+        self._at += n
+        return n
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _groups(file: h5py.File, path: Path) -> dict[str, h5py.Group]:
+    """The groups that can still be found, by name; those whose names are lost are called by their place in the file."""
+    names: list[bytes] = []
+    try:
+        file.id.links.iterate(names.append)
+        return {name.decode(): file[name] for name in names}
+    except (RuntimeError, OSError, KeyError):
+        found = {}
+        for name in names:
+            with contextlib.suppress(KeyError, OSError, RuntimeError):
+                found[name.decode(errors="replace")] = file[name]
+    known = {h5py.h5o.get_info(group.id).addr for group in found.values()}
+    for address in _addresses(path):
+        with contextlib.suppress(ValueError, KeyError, OSError, RuntimeError):
+            if address not in known and "smiles" in (group := _at(file, address)):
+                found[f"group at byte {address}"] = group
+    return found
+
+
+def _addresses(path: Path) -> list[int]:
+    """Where the symbol-table nodes of a file, which may lack their names, say that objects begin (section III.B)."""
+    content, found = path.read_bytes(), []
+    at = content.find(b"SNOD")
+    while at >= 0:
+        n = int.from_bytes(content[at + 6 : at + 8], "little")
+        entries = range(at + 8, min(at + 8 + 40 * n, len(content) - 39), 40)
+        found += [int.from_bytes(content[e + 8 : e + 16], "little") for e in entries]
+        at = content.find(b"SNOD", at + 1)
+    return sorted(set(found))
+
+
+def _at(file: h5py.File, address: int):
+    """The object at an address: that is what a reference to it holds."""
+    with h5py.File("references", "w", driver="core", backing_store=False) as scratch:
+        one = scratch.create_dataset("one", (1,), h5py.ref_dtype, chunks=(1,))
+        one.id.write_direct_chunk((0,), address.to_bytes(8, "little"))
+        return file[one[0]]
+
+
+def _check_there(dataset: h5py.Dataset, path: Path, where: str) -> None:
+    """Raise InputError where the numbers of a dataset lie beyond the end of a truncated file."""
+    ends = [0]
+    if dataset.chunks is not None:
+        chunks = map(dataset.id.get_chunk_info, range(dataset.id.get_num_chunks()))
+        ends += [chunk.byte_offset + chunk.size for chunk in chunks]
+    elif dataset.id.get_offset() is not None:
+        ends.append(dataset.id.get_offset() + dataset.id.get_storage_size())
+    if max(ends) > path.stat().st_size:
+        raise InputError(f"{where}: its numbers are missing, the file is truncated; was it copied completely?")
 
 
 def _names(path: Path, names: list[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
@@ -105,7 +212,7 @@ def _names(path: Path, names: list[str], include: Sequence[str], exclude: Sequen
     return chosen
 
 
-def _record(path: Path, name: str, group, forces: bool) -> Record:
+def _record(path: Path, name: str, group, forces: bool) -> Iterator[Record | Problem]:
     where = f"{path}, group {name!r}"
     if not isinstance(group, h5py.Group):
         raise InputError(f"{where}: expected one group a molecule, found a dataset; is this SPICE's layout?")
@@ -113,12 +220,12 @@ def _record(path: Path, name: str, group, forces: bool) -> Record:
     molecule = parse(smiles, f"{where}, smiles", name)
     numbers = np.array([atom.atomic_number for atom in molecule.atoms])
     _check_numbers(group, numbers, where)
-    positions = _array(group, "conformations", LENGTHS, where)
+    positions = _array(path, group, "conformations", LENGTHS, where)
     n = len(positions)
     if n == 0:
         raise InputError(f"{where}, conformations: no conformers; leave the molecule out with exclude = [{name!r}]")
     check_shape(positions, (n, len(numbers), 3), f"{where}, conformations", "(conformers, atoms of the SMILES, 3)")
-    energies = _array(group, "dft_total_energy", ENERGIES, where)
+    energies = _array(path, group, "dft_total_energy", ENERGIES, where)
     check_shape(energies, (n,), f"{where}, dft_total_energy", "(conformers,)")
     gradient = None
     if forces and "dft_total_gradient" not in group:
@@ -127,11 +234,9 @@ def _record(path: Path, name: str, group, forces: bool) -> Record:
             "set objective.force_weight = 0 to fit energies alone"
         )
     if "dft_total_gradient" in group:
-        gradient = _array(group, "dft_total_gradient", GRADIENTS, where)
+        gradient = _array(path, group, "dft_total_gradient", GRADIENTS, where)
         check_shape(gradient, positions.shape, f"{where}, dft_total_gradient", "the shape of conformations")
-    check_bonds(molecule, positions, f"{where}, conformations")
-    check_contacts(molecule, positions, f"{where}, conformations")
-    return Record(
+    record = Record(
         name=name,
         smiles=smiles,
         inchikey=molecule.to_inchikey(),
@@ -140,6 +245,7 @@ def _record(path: Path, name: str, group, forces: bool) -> Record:
         forces=None if gradient is None else -gradient,
         source=str(path),
     )
+    yield from usable(molecule, record, where, ("conformations", "dft_total_energy", "dft_total_gradient"))
 
 
 def _smiles(group, where: str) -> str:
@@ -171,7 +277,7 @@ def _check_numbers(group, numbers: np.ndarray, where: str) -> None:
         )
 
 
-def _array(group, key: str, units: dict[str, float], where: str) -> np.ndarray:
+def _array(path: Path, group, key: str, units: dict[str, float], where: str) -> np.ndarray:
     if key not in group:
         raise InputError(f"{where}, {key}: the dataset is missing; it has {', '.join(group)}")
     dataset = group[key]
@@ -184,6 +290,5 @@ def _array(group, key: str, units: dict[str, float], where: str) -> np.ndarray:
         raise InputError(f"{where}, {key}: unit {unit!r} is not known; allowed are {allowed}")
     if dataset.dtype.kind != "f":
         raise InputError(f"{where}, {key}: expected floating-point numbers, found {dataset.dtype}")
-    values = np.asarray(dataset[()], dtype=np.float64) * units[unit.lower()]
-    check_finite(values, f"{where}, {key}")
-    return values
+    _check_there(dataset, path, f"{where}, {key}")
+    return np.asarray(dataset[()], dtype=np.float64) * units[unit.lower()]

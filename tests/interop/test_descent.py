@@ -5,7 +5,7 @@ import pytest
 
 from offjax import InputError
 from offjax.interop import descent, torsiondrives
-from offjax.interop.records import Record
+from offjax.interop.records import Problem, Record
 
 pa = pytest.importorskip("pyarrow")
 
@@ -55,10 +55,13 @@ BROKEN = {
         row(x=np.concatenate([X, X[:3]])),
         "coords: 21 numbers, expected 24 = 2 energies x 4 atoms",
     ),
-    "NaN": (row(energy=(0.0, np.nan)), "energy: 1 values are not finite, first at index [1]"),
+    "NaN": (row(energy=(0.0, np.nan), forces=[0.0] * 24), "energy: 1 values are not finite, first at index [1]"),
     "no conformers": (row(x=(), energy=()), "energy: no conformers"),
-    "nanometres": (row(x=(0.1 * X, 0.1 * X)), "coords: bond C0-O1 of conformer 0 is 0.0121 nm long"),
-    "shuffled atoms": (row(x=(X[[2, 1, 0, 3]],) * 2), "the order of the atoms or the connectivity is wrong"),
+    "nanometres": (row(x=(0.1 * X, 0.1 * X), forces=[0.0] * 24), "coords: bond C0-O1 of conformer 0 is 0.0121 nm long"),
+    "shuffled atoms": (
+        row(x=(X[[2, 1, 0, 3]],) * 2, forces=[0.0] * 24),
+        "the order of the atoms or the connectivity is wrong",
+    ),
     "no forces": (row(), "forces: there are none but forces are asked for"),
 }
 
@@ -70,6 +73,37 @@ def test_a_broken_row_is_named(tmp_path, case):
     with pytest.raises(InputError) as caught:
         descent.read(path)
     assert f"{path}, row-1" in str(caught.value) and message in str(caught.value)
+
+
+def test_a_conformer_that_cannot_be_used_costs_the_row_only_that_one(tmp_path):
+    x = [X, X[[1, 0, 2, 3]], 0.1 * X, X * 1.01, X * 1.02]
+    forces = np.zeros((5, 4, 3))
+    forces[3, 0, 0] = np.nan
+    path = write(tmp_path / "a.arrow", [row(x=x, energy=(None, 1.0, 2.0, 3.0, 4.0), forces=forces.ravel().tolist())])
+    *problems, record = descent.scan(path)
+    np.testing.assert_allclose(record.energies, [4 * 4.184])
+    assert [p.record for p in problems] == [f"row-0, conformer {c}" for c in range(4)]
+    words = (
+        "energy: 1 values are not finite, first at index [0]",
+        "conformer 1 is",
+        "as if nm read as angstrom",
+        "forces: 1",
+    )
+    for problem, text in zip(problems, words, strict=True):
+        assert text in problem.reason and problem.kind == "rejected"
+
+
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_of_a_truncated_table_whole_batches_are_read(tmp_path, kind):
+    table = pa.Table.from_pylist([row(x=(X * (1 + 0.001 * n),), energy=(float(n),)) for n in range(20)])
+    with (pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file)(str(tmp_path / "whole.arrow"), table.schema) as w:
+        w.write_table(table, max_chunksize=4)
+    half = tmp_path / "half.arrow"
+    content = (tmp_path / "whole.arrow").read_bytes()
+    half.write_bytes(content[: int(0.6 * len(content))])
+    *records, problem = descent.scan(half, forces=False)
+    assert isinstance(problem, Problem) and f"{len(records)} rows can be read" in problem.reason
+    assert [r.energies[0] / 4.184 for r in records] == pytest.approx(range(len(records))) and len(records) >= 8
 
 
 def test_include_and_exclude_take_names_inchikeys_and_smiles(tmp_path):

@@ -184,7 +184,7 @@ def test_yammbs(frames, tmp_path):
     np.testing.assert_allclose(found.records[0].energies, e[:2])
     assert [p.record for p in found.rejected] == ["torsion 5, angle -90.0"]
     (tmp_path / "submit.json").write_text(json.dumps({"dataset_name": "x", "dataset": {}}))
-    with pytest.raises(InputError, match="inputs or references, no energies"):
+    with pytest.raises(InputError, match="'x' holds molecules to be computed .0 entries. and no energies: submit it"):
         read(tmp_path / "submit.json")
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from offjax import InputError, constants
 from offjax.interop import spice
+from offjax.interop.records import Problem
 
 SMILES = "[C:1](=[O:2])([H:3])[H:4]"
 NUMBERS = [6, 8, 1, 1]
@@ -139,5 +140,63 @@ def test_a_file_that_is_not_there_or_not_hdf5(tmp_path, path):
         spice.read(tmp_path / "none.h5")
     half = tmp_path / "half.h5"
     half.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(InputError, match="truncated: 500 of [0-9,]* bytes are there"):
+        spice.read(half)
+    half.write_bytes(b"no HDF5" * 100)
     with pytest.raises(InputError, match="not a readable HDF5 file"):
         spice.read(half)
+
+
+def test_a_conformer_that_cannot_be_used_costs_the_molecule_only_that_one(path):
+    x = np.stack([X, X[[1, 0, 2, 3]], X * 0.529177, X * 1.01, X, X, X * 1.02])
+    x[4, 3] += 3.0
+    x[5, 0, 0] = np.inf
+    energies, gradients = np.arange(7.0) * 0.01, np.full((7, 4, 3), 0.01)
+    energies[0] = np.nan
+    gradients[3, 2, 1] = np.nan
+    with h5py.File(path, "a") as file:
+        for key, values in (("conformations", x), ("dft_total_energy", energies), ("dft_total_gradient", gradients)):
+            replace(file["formaldehyde"], key, values)
+    *problems, record = spice.scan(path)
+    np.testing.assert_allclose(record.energies, [0.06 * constants.HARTREE])
+    assert [p.record for p in problems] == [f"formaldehyde, conformer {c}" for c in range(6)]
+    words = [
+        "dft_total_energy: 1 values are not finite, first at index [0]",
+        "conformer 1 is",
+        "angstrom read as bohr",
+        "dft_total_gradient: 1 values are not finite, first at index [3, 2, 1]",
+        "conformer 4 is",
+        "index [5, 0, 0]",
+    ]
+    for problem, text in zip(problems, words, strict=True):
+        assert text in problem.reason and "'formaldehyde'" in problem.reason and problem.kind == "rejected"
+
+
+@pytest.mark.parametrize("version", ["earliest", "latest"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_of_a_truncated_file_whole_molecules_are_read(tmp_path, version, chunked):
+    path = tmp_path / "whole.h5"
+    rng = np.random.default_rng(0)
+    true = {f"m{k}": np.stack([X * s for s in rng.uniform(0.98, 1.02, 60)]) for k in range(12)}
+    with h5py.File(path, "w", libver=version) as file:
+        for name, x in true.items():
+            group = file.create_group(name)
+            group.create_dataset("smiles", data=[SMILES], dtype=h5py.string_dtype())
+            options = {"chunks": True} if chunked else {}
+            energies = np.full(60, float(name[1:]))
+            for key, values, unit in (("conformations", x, "bohr"), ("dft_total_energy", energies, "hartree"),
+                                      ("dft_total_gradient", x, "hartree/bohr")):  # fmt: skip
+                group.create_dataset(key, data=values, **options).attrs["units"] = unit
+    content = path.read_bytes()
+    half = tmp_path / "half.h5"
+    for part in (0.7, 0.9, 0.99):
+        half.write_bytes(content[: int(part * len(content))])
+        found = list(spice.scan(half))
+        records = [r for r in found if not isinstance(r, Problem)]
+        problems = [p for p in found if isinstance(p, Problem)]
+        assert "truncated" in problems[0].reason and all("completely?" in p.reason for p in problems)
+        for record in records:
+            name = record.name if record.name in true else f"m{record.energies[0] / constants.HARTREE:.0f}"
+            np.testing.assert_allclose(record.positions, true[name] * constants.BOHR)
+        if version == "earliest":
+            assert len(records) >= (part - 0.2) * len(true)
