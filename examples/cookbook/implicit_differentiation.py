@@ -19,6 +19,7 @@ import numpy as np
 from drawing import disks, save
 
 from offjax import md
+from offjax.nonbonded.neighbors import neighbor_list
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_threefry_partitionable", False)  # the random numbers of the published run
@@ -45,10 +46,14 @@ def check(name: str, found, expected, tolerance: float) -> None:
 
 def seven() -> None:
     """Energy and its derivative in the pair matrices sigma and alpha."""
-    _, x0, displacement, energy = spheres(7, 0.3)
+    side, x0, displacement, energy = spheres(7, 0.3)
 
-    def at_minimum(sigma, alpha):
-        found = md.minimize(lambda x: energy(x, sigma=sigma, alpha=alpha), x0, method=METHOD, tolerance=1e-12)
+    def at_minimum(sigma, alpha, neighbors=None):
+        def of(x):
+            listed = None if neighbors is None else neighbors.update(x, side)
+            return energy(x, box=side, neighbors=listed, sigma=sigma, alpha=alpha)
+
+        found = md.minimize(of, x0, method=METHOD, tolerance=1e-12)
         return found.energy, found
 
     two = jnp.full((7, 7), 2.0)
@@ -61,6 +66,10 @@ def seven() -> None:
     check("dE/dalpha, row 0", d_alpha[0], [0, -0.00017895, -0.00092201, -0.00348099, 0, -0.00348099, -0.00017895], 5e-9)
     # With a symmetric matrix, a pair's two elements are one parameter: twice the derivative.
     check("the same in the symmetric convention", (d_sigma + d_sigma.T)[0], 2 * row, 1e-8)
+    neighbors = neighbor_list(x0, side, cutoff=2.0, skin=0.3, headroom=3.0)
+    (value, _), (d_sigma, _) = derivative(two, two, neighbors)
+    check("energy with a neighbour list", value, 0.0615943027340254, 1e-15)
+    check("its derivative in the symmetric convention", (d_sigma + d_sigma.T)[0], 2 * row, 1e-8)
 
     def distance(sigma):
         found = md.minimize(lambda x: energy(x, sigma=sigma), x0, method=METHOD, tolerance=1e-12)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from offjax import geometry
-from offjax.errors import InputError, UnsupportedError
+from offjax.errors import InputError
 from offjax.nonbonded import blocks
 from offjax.nonbonded.series import distance, inverse
 
@@ -89,7 +89,7 @@ def pair_energy(
     displacement
         That of a :class:`~offjax.md.space.Space`.
     species
-        (n,) integers from 0, or None. With species, a parameter may be a table (n_species, n_species).
+        (n,) integers from 0, or None. With species, a parameter may be a symmetric table (n_species, n_species).
     combine
         For parameters given per particle, (n,): a rule for each, for example ``{"sigma": lambda a, b: (a + b) / 2}``.
     accumulate
@@ -104,8 +104,9 @@ def pair_energy(
     the pair.
 
     With ``neighbors``, a list of :func:`offjax.nonbonded.neighbors.neighbor_list`, the sum runs over the pairs within
-    the list's cutoff, in two or three dimensions; the box, if there is one, must be given in the call. There are no
-    matrices (n, n) then, and ``potential`` must not close over values that are to be differentiated.
+    the list's cutoff, in one to three dimensions; the box, if there is one, must be given in the call, and
+    ``potential`` must not close over values that are to be differentiated. Numbers, tables and values of particles cost
+    little there; matrices (n, n) make the derivatives slower.
 
     The diagonal i = j is not part of the sum in any derivative: it is evaluated at the values of a neighbouring pair
     and thrown away, so it adds no NaN however the potential behaves at r = 0 and whatever stands on the diagonal
@@ -115,8 +116,6 @@ def pair_energy(
     ------
     InputError
         A parameter of another shape, or one value a particle without a rule to combine them.
-    UnsupportedError
-        A matrix (n, n) with a neighbour list.
     """
     rules = dict(combine or {})
     kinds = None if species is None else np.asarray(species)
@@ -152,19 +151,36 @@ def _of_list(potential, x, box, neighbors, parameters, species, rules, accumulat
     n = x.shape[0]
     columns: list[Array] = []
     pairs: dict[str, Callable] = {}
+    matrices: dict[str, Array] = {}
     constant = {name: value for name, value in parameters.items() if isinstance(value, float | int)}
     for name, value in parameters.items():
         if name in constant:
             continue
+        value = jnp.asarray(value, x.dtype)
+        if value.shape == (n, n) and not _is_table(value.shape, species):
+            matrices[name] = value
+            continue
         start = len(columns)
-        added, combined = _of_particles(name, jnp.asarray(value, x.dtype), n, species, rules.get(name))
+        added, combined = _of_particles(name, value, n, species, rules.get(name))
         columns += added
         pairs[name] = partial(_combined, combined, start, start + len(added))
 
-    def of_r2(r2, first, second):
-        return potential(distance(r2), **constant, **{name: of(first, second) for name, of in pairs.items()})
+    def of_r2(r2, first, second, *elements):
+        of_pairs = {name: of(first, second) for name, of in pairs.items()}
+        return potential(distance(r2), **constant, **of_pairs, **dict(zip(matrices, elements, strict=True)))
 
-    return blocks.pair_energy(of_r2, neighbors, x, box, tuple(columns), accumulate=accumulate)
+    return blocks.pair_energy(
+        of_r2, neighbors, x, box, tuple(columns), matrices=tuple(matrices.values()), accumulate=accumulate
+    )
+
+
+def _is_table(shape, species) -> bool:
+    return species is not None and shape == (species.max() + 1,) * 2
+
+
+def _check_species(species, n: int) -> None:
+    if len(species) != n:
+        raise InputError(f"there are {len(species)} species for {n} particles")
 
 
 def _combined(rule, start, stop, first, second):
@@ -175,7 +191,10 @@ def _of_particles(name: str, value, n: int, species, rule):
     """Values of particles (n,), and how two particles' values make that of the pair, symmetric in the two."""
     if value.shape == ():
         return [jnp.broadcast_to(value, (n,))], lambda a, b: 0.5 * (a[0] + b[0])
-    if species is not None and value.shape == (species.max() + 1,) * 2:
+    if _is_table(value.shape, species):
+        _check_species(species, n)
+        if not isinstance(value, jax.core.Tracer) and not np.array_equal(value, value.T):
+            raise InputError(f"parameter {name!r}: with a neighbour list a table of species must be symmetric")
         rows = list(value[species].T)
         kinds = list(jax.nn.one_hot(species, len(rows), dtype=value.dtype).T)
         m = len(rows)
@@ -186,10 +205,6 @@ def _of_particles(name: str, value, n: int, species, rule):
             return 0.5 * (there + back)
 
         return rows + kinds, looked_up
-    if value.shape == (n, n):
-        raise UnsupportedError(
-            f"parameter {name!r}: matrices of all pairs do not go with a neighbour list; leave it out"
-        )
     if value.shape == (n,) and rule is not None:
         return [value], lambda a, b: rule(a[0], b[0])
     _of_pairs(name, value, n, species, rule)  # raises the same errors
@@ -202,9 +217,8 @@ def _of_pairs(name: str, value, n: int, species, rule):
     if shape == ():
         return value
     value = jnp.asarray(value)
-    if species is not None and shape == (species.max() + 1,) * 2:
-        if len(species) != n:
-            raise InputError(f"there are {len(species)} species for {n} particles")
+    if _is_table(shape, species):
+        _check_species(species, n)
         return value[species[:, None], species[None, :]]
     if shape == (n, n):
         return value

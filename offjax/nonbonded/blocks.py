@@ -33,6 +33,7 @@ def pair_energy(
     box: Float[Array, "3 3"] | None,
     parameters: Sequence[Float[Array, " atom"]] = (),
     *,
+    matrices: Sequence[Float[Array, "atom atom"]] = (),
     accumulate: str | None = None,
 ) -> Float[Array, ""]:
     """The energy of all pairs i < j of the list that are within its cutoff.
@@ -47,6 +48,9 @@ def pair_energy(
         As in the list: None, (3,) or (3, 3).
     parameters
         Arrays (n_atoms,) of the dtype of the positions.
+    matrices
+        Arrays (n_atoms, n_atoms): ``u`` takes their elements of the pair after ``second``, and a pair is the mean of
+        (i, j) and (j, i). With matrices all derivatives are plain ones, slower than the one pass.
     accumulate
         ``"float64"``: pairs are computed in the dtype of the positions and summed in float64.
 
@@ -55,16 +59,19 @@ def pair_energy(
     NeighborListError
         Outside ``jit``: the list has overflowed, or is stale at these positions. Inside ``jit`` the energy is NaN.
     """
-    energy, bad = _checked_energy(potential, accumulate, positions, box, tuple(parameters), neighbors)
+    energy, bad = _checked_energy(potential, accumulate, positions, box, tuple(parameters), neighbors, tuple(matrices))
     neighbors.refuse(bad)
     return energy
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _checked_energy(potential, accumulate, positions, box, parameters, neighbors):
+def _checked_energy(potential, accumulate, positions, box, parameters, neighbors, matrices):
     bad = neighbors.unusable(positions, box)
     x, h = neighbors.unwrapped(positions, box)
-    energy = _energy(potential, accumulate, x, h, parameters, neighbors)
+    if matrices:
+        energy = _plain_energy(potential, accumulate, x, h, parameters, neighbors, matrices)
+    else:
+        energy = _energy(potential, accumulate, x, h, parameters, neighbors)
     return energy * jnp.where(bad, jnp.nan, 1.0).astype(energy.dtype), bad
 
 
@@ -204,8 +211,7 @@ def _geometry(row: _Rows, cutoff):
     """Difference vectors, squared distances (those that do not count replaced), and which count, (row, 8, 128)."""
     difference = [_neighbors(t) - _lanes(m) for t, m in zip(row.theirs, row.mine, strict=True)]
     r2 = difference[0] ** 2 + difference[1] ** 2 + difference[2] ** 2
-    bits = jnp.left_shift(jnp.uint8(1), jnp.arange(LANES, dtype=jnp.uint8))
-    counts = (row.mask[:, None, :] & bits[:, None] == 0) & (r2 < cutoff**2)
+    counts = ~_masked(row.mask) & (r2 < cutoff**2)
     return difference, jnp.where(counts, r2, jnp.asarray(cutoff**2, r2.dtype)), counts
 
 
@@ -255,20 +261,38 @@ def _most_of_batch(size, mapped, n):
 # --- the same by plain differentiation ------------------------------------------------------------------------------
 
 
-def _plain_energy(potential, accumulate, x, h, parameters, neighbors):
+def _plain_energy(potential, accumulate, x, h, parameters, neighbors, matrices=()):
     """The definition: differentiable in any mode, to any order."""
     data = _slot_data(x, h, parameters, neighbors)
     dtype = x.dtype if accumulate is None else jnp.dtype(accumulate)
+    n_chunks = len(neighbors.block) // CHUNK
 
     @jax.checkpoint
-    def chunk(total, k):
+    def chunk(total, step):
+        k, elements = step
         row = _rows(k, data)
         _, r2, counts = _geometry(row, neighbors.cutoff)
-        u = potential(r2, tuple(map(_lanes, row.my_parameters)), tuple(map(_neighbors, row.their_parameters)))
+        mine, theirs = tuple(map(_lanes, row.my_parameters)), tuple(map(_neighbors, row.their_parameters))
+        u = potential(r2, mine, theirs, *elements)
         return total + jnp.sum(jnp.where(counts, u, 0.0), dtype=dtype), None
 
-    n_chunks = len(neighbors.block) // CHUNK
-    return 0.5 * jax.lax.scan(chunk, jnp.zeros((), dtype), jnp.arange(n_chunks, dtype=jnp.int32))[0]
+    elements = tuple(_elements(m, neighbors).reshape(n_chunks, CHUNK, LANES, ROW) for m in matrices)
+    return 0.5 * jax.lax.scan(chunk, jnp.zeros((), dtype), (jnp.arange(n_chunks, dtype=jnp.int32), elements))[0]
+
+
+def _elements(matrix, neighbors):
+    """(row, 8, 128) elements of a matrix; pairs that do not count (an atom with itself) take another atom's."""
+    first = neighbors.order.reshape(-1, LANES)[neighbors.block][:, :, None]
+    second = neighbors.order[slots(neighbors.entries)][:, None, :]
+    n = neighbors.n_atoms
+    first, second = jnp.minimum(first, n - 1), jnp.minimum(second, n - 1)
+    return matrix[first, jnp.where(_masked(neighbors.mask), (first + 1) % n, second)]
+
+
+def _masked(mask):
+    """(row, 8, 128) whether a lane does not interact with an entry."""
+    bits = jnp.left_shift(jnp.uint8(1), jnp.arange(LANES, dtype=jnp.uint8))
+    return mask[:, None, :] & bits[:, None] != 0
 
 
 def _plain_gradients(potential, accumulate, strained, neighbors, x, h, parameters):

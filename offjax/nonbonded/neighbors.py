@@ -5,7 +5,7 @@ Bounding boxes of groups, then of blocks, then the atoms themselves are tested a
 is a full list (i in j's and j in i's) of atoms near any of the eight, in rows of 128 entries; one byte an entry
 marks the lanes (atoms of the block) that the entry does not interact with: excluded atoms, the atom itself, padding. An
 entry names the periodic image that it means, so that boxes little larger than twice the cutoff and triclinic boxes
-take no other path. Two-dimensional systems are three-dimensional ones with z = 0 in a box of sufficient height.
+take no other path. Points of a plane or a line are points of space with z = 0, y = 0, in a box of sufficient height.
 """
 
 from __future__ import annotations
@@ -157,11 +157,11 @@ def neighbor_list(
     Parameters
     ----------
     positions
-        (n_atoms, 3) or, in a plane, (n_atoms, 2). Atoms outside the box are wrapped (in the list, not in the caller's
-        array).
+        (n_atoms, 3) or, in a plane or on a line, (n_atoms, 2) or (n_atoms, 1). Atoms outside the box are wrapped (in
+        the list, not in the caller's array).
     box
-        None for open boundaries, (3,) edge lengths, or (3, 3) rows in reduced form (lower triangular); in a plane (2,)
-        or (2, 2).
+        None for open boundaries, the edge of a cube (square, line), (dimension,) edge lengths, or (dimension,
+        dimension) rows in reduced form (lower triangular).
     cutoff, skin
         In the unit of the positions. Smaller skins make shorter lists and more rebuilds.
     exclusions
@@ -177,10 +177,12 @@ def neighbor_list(
         Positions that are not finite, or too many neighbours for ``capacity``.
     """
     x = jnp.asarray(positions)
-    if x.ndim != 2 or x.shape[1] not in (2, 3) or not jnp.issubdtype(x.dtype, jnp.floating):
+    if x.ndim != 2 or x.shape[1] not in (1, 2, 3) or not jnp.issubdtype(x.dtype, jnp.floating):
         raise InputError(
-            f"positions must be floating-point numbers of shape (n_atoms, 3) or (n_atoms, 2), got {x.dtype} {x.shape}"
+            f"a neighbour list needs floating-point positions (n_atoms, dimension), dimension 1, 2 or 3, got {x.dtype} "
+            f"{x.shape}; in more dimensions use the energy without a list"
         )
+    dimension = x.shape[1]
     x = _in_space(x)
     if not (cutoff > 0 and skin >= 0):
         raise InputError(f"cutoff must be positive and skin not negative, got {cutoff} and {skin}")
@@ -189,7 +191,7 @@ def neighbor_list(
     if capacity is not None and capacity.rows % CHUNK:
         raise InputError(f"the rows of a capacity are a multiple of {CHUNK}, got {capacity.rows}")
     excluded = jnp.asarray(exclusion_table(len(x), exclusions))
-    h = as_box(box, x.dtype, _height(cutoff, skin))
+    h = as_box(box, x.dtype, dimension, cutoff, skin)
     if h is not None:
         check_box(np.asarray(h), cutoff, skin)
     if capacity is None:
@@ -199,26 +201,27 @@ def neighbor_list(
 
 
 def _in_space(x):
-    """Points of a plane with z = 0; others as they are."""
-    return jnp.pad(x, ((0, 0), (0, 1))) if x.ndim == 2 and x.shape[1] == 2 else x
+    """Points of a plane or a line as points of space; others as they are."""
+    return jnp.pad(x, ((0, 0), (0, 3 - x.shape[1]))) if x.ndim == 2 and x.shape[1] in (1, 2) else x
 
 
-def _height(cutoff, skin):
-    """The third edge of a plane's box: no image is near."""
-    return 2.0 * (cutoff + skin)
-
-
-def as_box(box, dtype, height):
-    """A box as (3, 3) rows, or None; that of a plane, (2,) or (2, 2), gets the third edge ``height``."""
+def as_box(box, dtype, dimension, cutoff, skin):
+    """A box as (3, 3) rows, or None; in fewer dimensions with further edges so long that no image is near."""
     if box is None:
         return None
     h = jnp.asarray(box, dtype)
-    if h.shape in ((2,), (3,)):
+    if h.ndim == 0:
+        h = jnp.full(dimension, h)
+    if h.ndim == 1:
         h = jnp.diag(h)
-    if h.shape == (2, 2):
-        h = jnp.pad(h, ((0, 1), (0, 1))).at[2, 2].set(height)
+    if h.shape == (dimension, dimension) and dimension < 3:
+        height = jnp.full(3, 2.0 * (cutoff + skin), dtype).at[:dimension].set(0.0)
+        h = jnp.pad(h, ((0, 3 - dimension),) * 2) + jnp.diag(height)
     if h.shape != (3, 3):
-        raise InputError(f"box must have shape (3,) or (3, 3), in a plane (2,) or (2, 2), got {h.shape}")
+        raise InputError(
+            f"the box of {dimension}-dimensional positions must be a number, or have shape ({dimension},) or "
+            f"({dimension}, {dimension}), got {jnp.shape(box)}"
+        )
     return h
 
 
@@ -277,7 +280,7 @@ def _arguments(neighbors, positions, box):
         raise InputError(f"positions must be {neighbors.positions.dtype} as in the list, got {x.dtype}")
     if (box is None) != (neighbors.box is None):
         raise InputError("a list made with a box needs a box, and one made without takes none")
-    return x, as_box(box, x.dtype, _height(neighbors.cutoff, neighbors.skin))
+    return x, as_box(box, x.dtype, jnp.shape(positions)[1], neighbors.cutoff, neighbors.skin)
 
 
 def _reference(neighbors, h):

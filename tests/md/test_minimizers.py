@@ -18,6 +18,7 @@ from offjax.md import (
     steepest_descent,
 )
 from offjax.md.minimizers import minimize
+from offjax.nonbonded.neighbors import neighbor_list
 from tests.samples import positions, system
 
 METHODS = {"fire": fire(), "lbfgs": lbfgs(), "steepest descent": steepest_descent()}
@@ -97,18 +98,26 @@ def spheres(n: int, density: float):
     return x0, displacement, pair_energy(soft_sphere, displacement)
 
 
-def test_seven_soft_spheres_give_the_published_numbers():
+@pytest.mark.parametrize("listed", [False, True], ids=["all pairs", "neighbour list"])
+def test_seven_soft_spheres_give_the_published_numbers(listed):
+    """With full matrices of pairs: each element has half of its pair, with and without a list."""
     x0, _, energy = spheres(7, 0.3)
+    box = (7 / 0.3) ** 0.5
+    neighbors = neighbor_list(x0, box, cutoff=2.0, skin=0.3, headroom=3.0) if listed else None
 
     def at_minimum(sigma, alpha):
-        found = minimize(lambda x: energy(x, sigma=sigma, alpha=alpha), x0, method=fire(), tolerance=1e-12)
-        return found.energy
+        def of(x):
+            near = neighbors.update(x, box) if listed else None
+            return energy(x, box=box, neighbors=near, sigma=sigma, alpha=alpha)
+
+        return minimize(of, x0, method=fire(), tolerance=1e-12).energy
 
     two = jnp.full((7, 7), 2.0)
     value, (d_sigma, d_alpha) = jax.jit(jax.value_and_grad(at_minimum, argnums=(0, 1)))(two, two)
     assert value == pytest.approx(0.0615943027340254, abs=1e-15)
     expected = [0, 0.00297984, 0.00736627, 0.015354, 0, 0.015354, 0.00297984]
     np.testing.assert_allclose(d_sigma[0], expected, atol=5e-9)
+    np.testing.assert_allclose(d_sigma, d_sigma.T, atol=1e-12)
     expected = [0, -0.00017895, -0.00092201, -0.00348099, 0, -0.00348099, -0.00017895]
     np.testing.assert_allclose(d_alpha[0], expected, atol=5e-9)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offjax.errors import InputError, UnsupportedError
+from offjax.errors import InputError
 from offjax.md import free, lennard_jones, morse, pair_energy, periodic, smooth_cutoff, soft_sphere
 
 POTENTIALS = {"soft sphere": soft_sphere, "Lennard-Jones": lennard_jones, "Morse": morse}
@@ -119,6 +119,7 @@ LISTED = {
     "numbers": {"sigma": 1.02, "epsilon": 0.9},
     "species": {"sigma": np.array([[1.0, 0.9], [0.9, 0.8]]), "epsilon": np.array([[1.0, 1.5], [1.5, 0.5]])},
     "particles": {"sigma": np.linspace(0.8, 1.0, 216), "epsilon": 1.0},
+    "pairs, not symmetric": {"sigma": 0.8 + 0.2 * np.sin(np.arange(216**2)).reshape(216, 216), "epsilon": 0.9},
 }
 
 
@@ -143,22 +144,31 @@ def test_a_neighbour_list_gives_the_sum_over_all_pairs(parameters, rng):
 
     derivative = jax.jit(jax.value_and_grad(of, argnums=(0, 1, 2)))
     dense, sparse = derivative(p, x, box, None), derivative(p, x, box, listed)
-    # a symmetric matrix's two halves are one parameter
-    dense, sparse = (jax.tree.map(lambda g: g + g.T if g.shape == (2, 2) else g, d) for d in (dense, sparse))
     for a, b in zip(jax.tree.leaves(dense), jax.tree.leaves(sparse), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * np.abs(a).max())
 
 
-def test_matrices_of_all_pairs_are_refused_with_a_list(rng):
+def test_matrices_with_a_list_never_use_their_diagonal(rng):
+    """Not even where a particle with itself would divide by zero; in forward mode and to second order."""
     from offjax.nonbonded.neighbors import neighbor_list
 
-    x = jnp.asarray(rng.uniform(0, 4, size=(20, 3)))
-    energy = pair_energy(soft_sphere, free().displacement)
-    listed = neighbor_list(x, cutoff=1.0, skin=0.2)
-    with pytest.raises(UnsupportedError, match="sigma"):
-        energy(x, neighbors=listed, sigma=jnp.ones((20, 20)))
+    x = jnp.asarray(rng.uniform(0, 3, size=(12, 3)))
+    energy = pair_energy(lambda r, sigma: jnp.where(r < 1.5, (1.5 - r) ** 2, 0.0) / sigma, free().displacement)
+    listed = neighbor_list(x, cutoff=1.5, skin=0.2)
+    sigma = jnp.asarray(rng.uniform(1, 2, size=(12, 12))).at[np.diag_indices(12)].set(0.0)
+
+    @jax.jit
+    def derivatives(x, sigma, neighbors):
+        of = lambda x, sigma: energy(x, neighbors=neighbors, sigma=sigma)  # noqa: E731
+        return jax.jacfwd(of, (0, 1))(x, sigma), jax.hessian(of)(x, sigma)
+
+    for a, b in zip(*(jax.tree.leaves(derivatives(x, sigma, n)) for n in (None, listed)), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-12)
     with pytest.raises(InputError, match="combine"):
-        energy(x, neighbors=listed, sigma=jnp.ones(20))
+        energy(x, neighbors=listed, sigma=jnp.ones(12))
+    kinds = pair_energy(soft_sphere, free().displacement, species=[0, 1] * 6)
+    with pytest.raises(InputError, match="symmetric"):
+        kinds(x, neighbors=listed, sigma=jnp.array([[1.0, 0.9], [0.8, 1.0]]))
 
 
 def test_a_minimum_with_a_neighbour_list_is_that_of_all_pairs(rng):
@@ -200,11 +210,12 @@ def test_wrong_parameters_are_refused():
         smooth_cutoff(lennard_jones, 2.5, 2.0)
 
 
-@pytest.mark.parametrize("rows", [np.array([6.0, 7.0]), np.array([[6.0, 0.0], [1.5, 7.0]])])
-def test_lists_in_a_plane_need_no_third_coordinate(rng, rows):
+@pytest.mark.parametrize("rows", [np.array(40.0), np.array([6.0, 7.0]), np.array([[6.0, 0.0], [1.5, 7.0]])])
+def test_lists_in_a_plane_or_on_a_line_need_no_other_coordinates(rng, rows):
     from offjax.nonbonded.neighbors import neighbor_list
 
-    x = jnp.asarray(rng.uniform(size=(60, 2)) * 6)
+    dimension = max(1, len(np.atleast_1d(rows)))
+    x = jnp.asarray(rng.uniform(size=(60, dimension)) * 6 ** (2 / dimension))
     soft = pair_energy(soft_sphere, periodic().displacement)
     listed = neighbor_list(x, rows, cutoff=1.2, skin=0.3)
 
@@ -213,6 +224,6 @@ def test_lists_in_a_plane_need_no_third_coordinate(rng, rows):
         return jax.value_and_grad(lambda x, box: soft(x, box=box, neighbors=neighbors, sigma=1.2), (0, 1))(x, box)
 
     dense, lists = derivatives(x, rows, None), derivatives(x, rows, listed)
-    assert lists[1][0].shape == (60, 2) and dense[0] > 1
+    assert lists[1][0].shape == (60, dimension) and dense[0] > 1
     for a, b in zip(jax.tree.leaves(dense), jax.tree.leaves(lists), strict=True):
         np.testing.assert_allclose(b, a, atol=1e-11)
