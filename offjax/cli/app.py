@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from offjax.cli import check, conflicts, data, energy, export, fit, gradient, parameterize, uncertainty
+from offjax.cli import benchmark, check, conflicts, data, energy, export, fit, gradient, parameterize, uncertainty
 from offjax.errors import OffjaxError
 
 HELP = """Differentiable SMIRNOFF force fields on JAX: look at them, check them, fit them.
@@ -41,6 +41,7 @@ app.command()(data.data)
 app.command()(fit.fit)
 app.command()(fit.report)
 app.command()(uncertainty.uncertainty)
+app.command()(benchmark.benchmark)
 app.command()(conflicts.conflicts)
 app.command()(conflicts.split)
 

@@ -10,6 +10,14 @@ import typer
 
 from offjax.cli import options
 
+BenchmarkOption = Annotated[
+    bool,
+    typer.Option(
+        "--benchmark/--no-benchmark",
+        help="Minimise the conformers that are QM minima, and torsion drives, with both force fields, and compare.",
+    ),
+]
+
 
 def fit(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML or YAML file that describes the fit.")],
@@ -17,6 +25,7 @@ def fit(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIRECTORY", help="Instead of output.directory.")
     ] = None,
+    benchmark: BenchmarkOption = True,
     debug: options.DebugOption = False,
 ) -> None:
     """Fit a force field to quantum-chemical energies and forces.
@@ -39,13 +48,14 @@ def fit(
     if output is not None:
         loaded = loaded.model_copy(update={"output": loaded.output.model_copy(update={"directory": output})})
     result = run(loaded, resume=resume, progress=for_terminal())
-    finish(result)
+    finish(result, benchmark)
     if result.interrupted:
         raise typer.Exit(130)
 
 
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Output directory of a fit.")],
+    benchmark: BenchmarkOption = True,
     debug: options.DebugOption = False,
 ) -> None:
     """Write a fit's summary and report.html again.
@@ -57,18 +67,24 @@ def report(
     session.start()
     from offjax.fit import FitResult
 
-    finish(FitResult.load(directory))
+    finish(FitResult.load(directory), benchmark)
 
 
-def finish(result) -> None:
+def finish(result, benchmark: bool) -> None:
     """Write the report and print the summary."""
     from offjax import report
     from offjax.cli import session, tables
+    from offjax.cli.benchmark import show
+    from offjax.fit import benchmark as benchmarks
     from offjax.fit import summary
     from offjax.interop.units import short
 
+    minima = None
+    if benchmark:
+        with session.working("minimising the QM geometries with both force fields"):
+            minima = benchmarks.of_fit(result)
     with session.working("writing the report"):
-        page = report.write(result, result.directory / "report.html")
+        page = report.write(result, result.directory / "report.html", minima)
 
     def cell(value: float | None) -> str:
         return "-" if value is None else f"{value:.4g}"
@@ -105,6 +121,8 @@ def finish(result) -> None:
             for row in largest.itertuples()
         ],
     )
+    if minima is not None:
+        show(minima)
     tables.line(f"stopped: {result.stopped}, after {result.history[-1]['iteration']} iterations")
     for name in ("fitted.offxml", "parameters.csv", "log.jsonl"):
         if (result.directory / name).is_file():

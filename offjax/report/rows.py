@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,6 +142,15 @@ def provenance(result: FitResult) -> list[tuple[str, str]]:
         ("Stopped", result.stopped),
     ]
     return [(key, str(text)) for key, text in found if text]
+
+
+def benchmark_provenance(files) -> list[tuple[str, str]]:
+    """Where the numbers of a benchmark come from: (key, text)."""
+    from offjax.fit import provenance
+
+    found = [("Command", provenance.command()), ("Date", provenance.date()), ("Machine", provenance.machine())]
+    found.append(("Versions", ", ".join(f"{k} {v}" for k, v in provenance.versions().items())))
+    return found + [(f"Data {Path(file).name}", f"SHA-256 {provenance.sha256(Path(file))}") for file in files]
 
 
 def configuration(result: FitResult) -> str:

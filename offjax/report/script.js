@@ -97,7 +97,7 @@
       `${words[s]}: ${data.energies[s].shown} of ${data.energies[s].total} conformers are shown, evenly sampled.`).join(" ");
   }
 
-  let chosen = Object.keys(data.forces)[0];
+  let chosen = Object.keys(data.forces || {})[0];
   function forces() {
     const section = byId("forces");
     if (!chosen) { section.hidden = true; return; }
@@ -166,7 +166,30 @@
     byId("caption-shifts").textContent = n < d.total ? `The ${n} largest of ${d.total} shifts; the table has all.` : "";
   }
 
-  function draw() { course(); energies(); forces(); profiles(); shifts(); document.body.dataset.drawn = "true"; }
+  const palette = () => ["--first", "--train", "--test", "--good", "--bad"].map(css);
+  function geometry() {
+    for (const curve of data.geometry || []) {
+      const colors = palette();
+      const traces = curve.lines.map((d, n) => ({ type: "scatter", mode: "lines", name: d.name, x: d.x, y: d.y,
+        line: { color: colors[n % colors.length], width: 2, shape: "hv" },
+        hovertemplate: "%{y:.0f} % up to %{x:.3f}<extra>" + d.name + "</extra>" }));
+      const l = layout(curve.title, "conformers (%)", { margin: { l: 56, r: 10, t: 40, b: 46 } });
+      l.xaxis.rangemode = "tozero"; l.yaxis.range = [0, 102]; l.showlegend = true;
+      Plotly.react("plot-geometry-" + curve.quantity, traces, l, config);
+    }
+  }
+
+  let redraws = null;
+  function views() {
+    if (!redraws) redraws = [...document.querySelectorAll(".viewer")].map((figure) => offjaxViewer(figure, data.views[figure.dataset.view], palette()));
+    else for (const redraw of redraws) redraw();
+  }
+
+  function draw() {
+    if (data.history) { course(); energies(); forces(); profiles(); shifts(); }
+    geometry(); views();
+    document.body.dataset.drawn = "true";
+  }
 
   function sortable(table) {
     const body = table.tBodies[0];
@@ -204,7 +227,7 @@
   }
 
   document.querySelectorAll("table.sortable").forEach(sortable);
-  searchable();
+  if (byId("search")) searchable();
   draw();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 })();

@@ -214,7 +214,9 @@ def test_help_teaches_without_importing_jax():
     assert "offjax energy CCO" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["energy", "gradient", "check", "parameterize", "export", "fit", "report"])
+@pytest.mark.parametrize(
+    "command", ["energy", "gradient", "check", "parameterize", "export", "fit", "report", "benchmark"]
+)
 def test_every_help_has_an_example(run, command):
     result = run(command, "--help")
     assert result.code == 0

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from offjax.fit import FitConfig, FitResult, MoleculeResult
+from offjax.fit.benchmark import Benchmark, Minima
 from offjax.fit.free import FreeParameters, LeftOut
+from offjax.interop.records import Record
 from tests import samples
 
 MOLECULES = {
@@ -103,6 +105,22 @@ def result(directory: Path, *, n_conformers: int = 40, test: bool = True, forces
         },
         directory=directory,
     )
+
+
+def benchmark(made: FitResult) -> Benchmark:
+    """Made-up minima of the first three conformers of every molecule."""
+    rng = np.random.default_rng(3)
+    records, minima = [], {"initial": [], "fitted": []}
+    for m in made.molecules:
+        x = m.positions[:3]
+        records.append(Record(m.name, m.smiles, m.inchikey, x, m.energies_qm[:3], None, "memory", m.driven))
+        for name, size in (("initial", 0.02), ("fitted", 0.01)):
+            tfd = np.full(3, np.nan) if m.name == "acetone" else 5 * size * rng.uniform(size=3)
+            dde = np.array([np.nan, *(100 * size * rng.normal(size=2))])
+            away = x + size * rng.normal(size=x.shape)
+            minima[name].append(Minima(away, np.zeros(3), size * rng.uniform(0.5, 2, 3), tfd, dde, np.ones(3, bool)))
+    minima["fitted"][0].converged[1] = False
+    return Benchmark(records, minima)
 
 
 def _molecule(name, smiles, split, n, forces, rng) -> MoleculeResult:

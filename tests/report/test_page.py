@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from offjax import report
+from offjax.constants import ANGSTROM
 from offjax.errors import InputError
-from offjax.report import drawings, figures, rows
+from offjax.fit import metrics
+from offjax.report import drawings, figures, geometries, rows
 from tests import samples
 from tests.report import example
 
@@ -26,7 +28,7 @@ def result(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(result):
-    return report.write(result, result.directory / "report.html")
+    return report.write(result, result.directory / "report.html", example.benchmark(result))
 
 
 def _data(path) -> dict:
@@ -97,6 +99,38 @@ def test_drawings_mark_atoms_and_show_the_hydrogens_of_the_match():
     assert "atom-3" in marked and "atom-3" not in plain
 
 
+def test_cumulative_curves_count_converged_conformers(result):
+    minima = example.benchmark(result)
+    by_name = {c["quantity"]: {line["name"]: line for line in c["lines"]} for c in geometries.curves(minima)}
+    assert by_name["rmsd"]["initial"]["n"] == 15 and by_name["rmsd"]["fitted"]["n"] == 14
+    assert by_name["tfd"]["initial"]["n"] == 12 and by_name["dde"]["initial"]["n"] == 10
+    line = by_name["rmsd"]["initial"]
+    values = minima.values("initial", "rmsd")
+    for x, y in zip(line["x"], line["y"], strict=True):
+        assert y == pytest.approx(100 * np.mean(values <= x) if x else 0.0)
+
+
+def test_the_worst_conformers_are_shown(result):
+    minima = example.benchmark(result)
+    cards = geometries.worst(minima)
+    largest = max(
+        range(5), key=lambda m: float(np.max(minima.minima["fitted"][m].rmsd * minima.minima["fitted"][m].converged))
+    )
+    assert cards[0]["name"] == minima.records[largest].name and len({c["name"] for c in cards}) == len(cards)
+    view = cards[0]["view"]
+    assert [s["name"] for s in view["sets"]] == ["QM", "initial", "fitted"]
+    assert len(view["elements"]) == len(view["sets"][0]["xyz"]) == minima.records[largest].positions.shape[1]
+    n = int(cards[0]["where"].split()[1])
+    distances = [np.linalg.norm(x[:, None] - x, axis=-1) for x in (view["sets"][0]["xyz"],
+                 minima.records[largest].positions[n] / ANGSTROM)]  # fmt: skip
+    np.testing.assert_allclose(*distances, atol=3e-3)
+
+    errors = geometries.largest_errors(result)
+    force = {m.name: metrics.force_rmse([m.forces_fitted], [m.forces_qm]) for m in result.molecules}
+    assert [c["name"] for c in errors] == sorted(force, key=lambda name: -force[name])
+    assert errors[0]["size"] == pytest.approx(max(force.values())) and max(errors[0]["view"]["heat"]) == 1.0
+
+
 @pytest.mark.parametrize("options", [{"test": False}, {"forces": False}, {"test": False, "forces": False}])
 def test_fits_without_held_out_molecules_or_forces_have_a_page(tmp_path, options):
     path = report.write(example.result(tmp_path, n_conformers=3, **options), tmp_path / "report.html")
@@ -134,11 +168,34 @@ def test_a_browser_draws_every_plot_without_an_error(page, tmp_path):
         "forces-fitted",
         "profile-0",
         "shifts",
+        "geometry-rmsd",
+        "geometry-tfd",
+        "geometry-dde",
     ):
         plot = re.search(rf'id="plot-{name}".*?</figure>', dom, re.S)
         assert plot and 'class="main-svg"' in plot.group(0), name
     assert dom.count('class="point"') > 200
+    painted = re.findall(r'data-painted="(\d+)"', dom)
+    assert len(painted) == 10 and min(map(int, painted)) > 10
     assert re.search(r'id="count"[^>]*>(\d+) of \1 values', dom)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
+def test_the_page_of_a_benchmark_is_drawn_and_molecules_turn(result, tmp_path):
+    path = report.write_benchmark(example.benchmark(result), tmp_path / "benchmark.html", files=[__file__])
+    probe = """<script>
+      const canvas = document.querySelector(".viewer canvas"), before = canvas.toDataURL();
+      const send = (type, x) => canvas.dispatchEvent(new PointerEvent(type, { clientX: x, clientY: 50, pointerId: 1 }));
+      canvas.setPointerCapture = () => {};
+      send("pointerdown", 50); send("pointermove", 90); send("pointerup", 90);
+      const turned = canvas.toDataURL();
+      document.querySelector(".viewer input").click();
+      document.body.dataset.turned = String(before !== turned && turned !== canvas.toDataURL());
+    </script></body>"""
+    path.write_text(path.read_text().replace("</body>\n</html>", probe + "</html>"))
+    dom = _browse(path, tmp_path)
+    assert 'data-turned="true"' in dom and "test_page.py" in dom
+    assert all(f'id="plot-geometry-{q}"' in dom for q in ("rmsd", "tfd", "dde"))
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
