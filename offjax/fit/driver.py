@@ -134,6 +134,10 @@ def _run(config: FitConfig, resume: bool, progress: Silent, stack: contextlib.Ex
         log.event("stop", reason=stopped, seconds=time.perf_counter() - clock)
         result = data.result(config, objective, kept.x, initial, log, stopped)
         result.write()
+        if isinstance(optimizer, optimizers.LevenbergMarquardt):  # the others have no program for J^T J
+            from offjax.fit import uncertainty
+
+            uncertainty.from_gauss_newton(objective, kept.x).write(directory)
     return result
 
 

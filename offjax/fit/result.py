@@ -135,7 +135,10 @@ class FitResult:
         lines = [
             f"Fitted by offjax {p['versions']['offjax']} on {p['date']}: {n} values of "
             f"{', '.join(p['force_field'])} changed.",
+            f"Command: {p['command']}",
+            f"Versions: {', '.join(f'{name} {version}' for name, version in p['versions'].items())}",
             *(f"Data: {d['file']}, SHA-256 {d['sha256']}" for d in p["data"]),
+            f"Force field before: digest {self.initial.digest}",
             f"Configuration: {self.config.source.name if self.config.source else 'none'}, digest {p['config_digest']}",
             f"Training molecules: {', '.join(m.name for m in self.molecules if m.split == 'train')}",
             f"Held out: {', '.join(m.name for m in self.molecules if m.split == 'test') or 'none'}",

@@ -45,6 +45,7 @@ import numpy as np
 from offjax.errors import InputError
 from offjax.fit.end_point import end_point
 from offjax.fit.objective import FitData, FitObjective, compiled
+from offjax.fit.result import FitResult
 from offjax.interop.files import write_atomically
 from offjax.parameters import Label, ParameterSet, Selection
 
@@ -268,7 +269,8 @@ class Posterior:
         """Write ``uncertainty.csv`` (:meth:`table`) and ``posterior.npz`` to a directory; each is whole or not there.
 
         The arrays of the second are ``indices`` (in the vector of the force field), ``theta``, ``standard_errors``,
-        ``covariance`` (MD units; only if it exists), ``eigenvalues`` and ``directions``.
+        ``covariance`` (MD units; only if it exists), ``eigenvalues``, ``directions`` and
+        ``noise``.
         """
         files = [Path(directory) / name for name in ("uncertainty.csv", "posterior.npz")]
         write_atomically(files[0], self.table().to_csv(index=False, lineterminator="\n").encode())
@@ -279,6 +281,7 @@ class Posterior:
             "standard_errors": self.standard_errors,
             "eigenvalues": eigenvalues,
             "directions": directions,
+            "noise": self.noise,
         }
         if not self._undetermined.any():
             arrays["covariance"] = self.covariance
@@ -308,7 +311,6 @@ def laplace(objective: FitObjective, x, *, noise: Noise = "scales") -> Posterior
         x = jnp.asarray(x)
         prior = np.asarray(data.priors(x)[1]) ** 2
         names, squares, blocks, counts = _information(objective, x)
-        factors = objective.free.factors(x)
     fitted = np.sum(blocks, axis=0) + np.diag(prior)
     kinds = []
     for name, square, block, count in zip(names, squares, blocks, counts, strict=True):
@@ -325,7 +327,39 @@ def laplace(objective: FitObjective, x, *, noise: Noise = "scales") -> Posterior
             variance = float(square) / (count - effective)
         kinds.append((Kind(name, float(square), count, effective, variance), block))
     variances = [max(kind.variance, np.finfo(float).tiny) for kind, _ in kinds]
-    theta, free = objective.theta(x), objective.free
+    return _around(
+        objective,
+        x,
+        information=sum(block / v for (_, block), v in zip(kinds, variances, strict=True)),
+        prior=prior,
+        spread=sum((v * block for (_, block), v in zip(kinds, variances, strict=True)), np.diag(prior)),
+        fitted=fitted,
+        kinds=tuple(kind for kind, _ in kinds),
+        noise=noise,
+    )
+
+
+def from_gauss_newton(objective: FitObjective, x) -> Posterior:
+    """The same with ``noise="scales"`` from one J^T J of the whole objective; its ``kinds`` are empty."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(x)
+        fitted = np.asarray(objective.gauss_newton(x)[2])
+        prior = np.asarray(objective.data.priors(x)[1]) ** 2
+        information = fitted - np.diag(prior)
+        return _around(
+            objective,
+            x,
+            information=information,
+            prior=prior,
+            spread=fitted,
+            fitted=fitted,
+            kinds=(),
+            noise="scales",
+        )
+
+
+def _around(objective: FitObjective, x, *, prior: np.ndarray, **matrices: Any) -> Posterior:
+    theta, free, factors = objective.theta(x), objective.free, objective.free.factors(x)
     near = 1e-9 * free.scales
     return Posterior(
         selection=free.selection,
@@ -333,13 +367,24 @@ def laplace(objective: FitObjective, x, *, noise: Noise = "scales") -> Posterior
         widths=np.divide(factors, np.sqrt(prior), out=np.full(len(free), np.inf), where=prior > 0),
         at_bound=(theta <= free.lower + near) | (theta >= free.upper - near),
         factors=factors,
-        information=sum(block / v for (_, block), v in zip(kinds, variances, strict=True)),
         prior=prior,
-        fitted=fitted,
-        spread=sum((v * block for (_, block), v in zip(kinds, variances, strict=True)), np.diag(prior)),
-        kinds=tuple(kind for kind, _ in kinds),
-        noise=noise,
+        **matrices,
     )
+
+
+def stored_errors(result: FitResult) -> tuple[np.ndarray, str] | None:
+    """Standard errors (n,), MD units, and their noise, from the ``posterior.npz`` of a fit; None without one that
+    belongs to the fitted values."""
+    path = result.directory / "posterior.npz"
+    if not path.is_file():
+        return None
+    fitted = np.asarray(result.fitted.to_vector())[result.selection.indices]
+    with np.load(path) as stored:
+        if not np.array_equal(stored["indices"], result.selection.indices) or not np.array_equal(
+            stored["theta"], fitted
+        ):
+            return None
+        return stored["standard_errors"], str(stored["noise"])
 
 
 def _information(objective: FitObjective, x):

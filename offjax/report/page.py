@@ -70,6 +70,7 @@ def html(result: FitResult, benchmark: Benchmark | None = None) -> str:
         summary=rows.summary(result),
         cards=rows.cards(result),
         parameters=parameters,
+        noise=rows.noise(result),
         patterns=patterns[:MAX_DRAWINGS],
         n_patterns=len(patterns),
         molecules=rows.molecules(result),

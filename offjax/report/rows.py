@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from offjax.fit import metrics
+from offjax.fit import metrics, uncertainty
 from offjax.interop.units import short
 
 if TYPE_CHECKING:
@@ -68,7 +68,11 @@ def cards(result: FitResult) -> list[dict[str, Any]]:
 def parameters(result: FitResult) -> list[dict[str, Any]]:
     """One row a fitted value, in the units of the force-field file; largest shift first."""
     found = []
-    for index, row in zip(result.selection.indices, result.table().to_dict("records"), strict=True):
+    factors = np.array([label.factor for label in result.selection.labels])
+    stored = uncertainty.stored_errors(result)
+    errors = np.full(len(factors), np.nan) if stored is None else stored[0] / factors
+    table = result.table().to_dict("records")
+    for index, error, row in zip(result.selection.indices, errors.tolist(), table, strict=True):
         shift = row["shift_in_widths"] if math.isfinite(row["prior_width"]) else None
         found.append(
             {
@@ -83,12 +87,24 @@ def parameters(result: FitResult) -> list[dict[str, Any]]:
                 "change": row["change"],
                 "width": row["prior_width"] if shift is not None else None,
                 "shift": shift,
+                "error": error if math.isfinite(error) else None,
+                "learned": 1 - (error / row["prior_width"]) ** 2
+                if shift is not None and math.isfinite(error)
+                else None,
+                "lower": row["lower"],
+                "upper": row["upper"],
                 "at_bound": bool(row["at_bound"]),
                 "instances": int(row["training_instances"]),
                 "molecules": int(row["training_molecules"]),
             }
         )
     return sorted(found, key=lambda row: -abs(row["shift"] if row["shift"] is not None else 0.0))
+
+
+def noise(result: FitResult) -> str | None:
+    """What the standard errors assume: "scales" or "residuals"; None where there are none."""
+    stored = uncertainty.stored_errors(result)
+    return None if stored is None else stored[1]
 
 
 def molecules(result: FitResult) -> list[dict[str, Any]]:

@@ -72,7 +72,8 @@ def test_entries_that_are_not_free_stay_bitwise(recovered):
 def test_the_files(recovered):
     directory = recovered.directory
     assert {p.name for p in directory.iterdir()} == {
-        "fitted.offxml", "parameters.csv", "log.jsonl", "checkpoint.npz", "result.h5",
+        "fitted.offxml", "parameters.csv", "log.jsonl", "checkpoint.npz", "result.h5", "uncertainty.csv",
+        "posterior.npz",
     }  # fmt: skip
     lines = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == ["start", *["iteration"] * len(recovered.history), "stop"]
@@ -95,7 +96,12 @@ def test_the_fitted_file_gives_the_fitted_energies_in_the_plain_toolkit(recovere
     import offjax
 
     path = recovered.directory / "fitted.offxml"
-    assert "Fitted by offjax" in path.read_text() and ForceField(path)
+    text = path.read_text()
+    assert "Fitted by offjax" in text and ForceField(path)
+    provenance = recovered.provenance
+    for words in (provenance["command"], provenance["data"][0]["sha256"], provenance["config_digest"],
+                  f"jax {provenance['versions']['jax']}"):  # fmt: skip
+        assert words.replace("--", "- -") in text.split("-->")[0]
     molecule = recovered.molecules[0]
     from openff.toolkit import Molecule
 
@@ -103,6 +109,11 @@ def test_the_fitted_file_gives_the_fitted_energies_in_the_plain_toolkit(recovere
     read.assign_partial_charges("gasteiger")
     energy = offjax.System.from_smirnoff(path, read, charge_from_molecules=[read]).without_constraints().to_jax()
     p = offjax.System.from_smirnoff(path, read, charge_from_molecules=[read]).parameters
+    # the provenance changes no value, and reading gives what was fitted
+    fitted = np.asarray(recovered.fitted.to_vector())
+    np.testing.assert_array_max_ulp(np.asarray(p.to_vector()), fitted, maxulp=1)
+    plain = offjax.System.from_smirnoff(text.split("-->", 1)[1], read, charge_from_molecules=[read]).parameters
+    np.testing.assert_array_equal(np.asarray(plain.to_vector()), np.asarray(p.to_vector()))
     u = np.array([energy(p, x) for x in molecule.positions])
     np.testing.assert_allclose(u - u.mean(), molecule.energies_fitted, atol=1e-9)
 

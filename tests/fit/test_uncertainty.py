@@ -124,6 +124,9 @@ def test_the_covariance_is_the_inverse_of_the_fits_matrix(prepared):
     eigenvalues, directions = found.spectrum
     np.testing.assert_allclose((directions * eigenvalues) @ directions.T, hessian - np.eye(4), rtol=1e-7, atol=1e-6)
     assert [kind.n_residuals for kind in found.kinds] == [N_CONFORMERS - 1, 3 * N_ATOMS * N_CONFORMERS]
+    again = uncertainty.from_gauss_newton(objective, x)
+    np.testing.assert_allclose(again.covariance, expected, rtol=1e-8)
+    np.testing.assert_allclose(again.spectrum[0], eigenvalues, rtol=1e-7, atol=1e-6)
     draws = found.sample(20000, seed=1)
     np.testing.assert_allclose(draws.std(axis=0), found.standard_errors, rtol=0.03)
 

@@ -23,7 +23,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    return example.result(tmp_path_factory.mktemp("report"))
+    made = example.result(tmp_path_factory.mktemp("report"))
+    theta = np.asarray(made.fitted.to_vector())[made.selection.indices]
+    errors = {"indices": made.selection.indices, "theta": theta, "standard_errors": 0.5 * made.free.widths}
+    np.savez(made.directory / "posterior.npz", noise="residuals", **errors)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,10 @@ def test_the_numbers_on_the_page_are_those_of_the_result(page, result):
         match = table[(table.id == row["id"]) & (table.attribute == row["attribute"])]
         assert row["fitted"] == match.fitted.item() and row["shift"] == match.shift_in_widths.item()
         assert f'data-value="{row["fitted"]}"' in text
+        assert row["error"] == pytest.approx(0.5 * row["width"]) and row["learned"] == pytest.approx(0.75)
+        assert f'data-value="{row["error"]}"' in text
+    bound = next(row for row in rows.parameters(result) if row["at_bound"])
+    assert f"a bound of [{bound['lower']}, {bound['upper']}]" in text and "size of\n    the residuals" in text
     assert "46 % lower" in text and "82.00" in text
     assert "no training molecule uses it" in text
 
@@ -134,6 +142,7 @@ def test_the_worst_conformers_are_shown(result):
 @pytest.mark.parametrize("options", [{"test": False}, {"forces": False}, {"test": False, "forces": False}])
 def test_fits_without_held_out_molecules_or_forces_have_a_page(tmp_path, options):
     path = report.write(example.result(tmp_path, n_conformers=3, **options), tmp_path / "report.html")
+    assert "Learned" not in path.read_text() and "add standard errors" in path.read_text()
     data = _data(path)
     assert set(data["energies"]) == ({"train"} if options.get("test") is False else {"train", "test"})
     assert bool(data["forces"]) == options.get("forces", True)
@@ -204,7 +213,7 @@ def test_the_page_does_not_overflow_a_narrow_window_and_tables_sort(page, tmp_pa
       const table = document.getElementById("table-parameters");
       const button = [...table.tHead.rows[0].cells].at(-3).querySelector("button");
       button.click();
-      const shifts = [...table.tBodies[0].rows].map((r) => Number(r.cells[8].dataset.value));
+      const shifts = [...table.tBodies[0].rows].map((r) => Number(r.cells[10].dataset.value));
       document.body.dataset.sorted = String(shifts.every((v, n) => n === 0 || shifts[n - 1] <= v));
       const search = document.getElementById("search");
       search.value = "bonds k"; search.dispatchEvent(new Event("input"));
