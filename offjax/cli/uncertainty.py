@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from offjax.cli import options
+from offjax.errors import InputError
 
 
 class Noise(StrEnum):
@@ -34,6 +35,15 @@ def uncertainty(
         Path | None,
         typer.Option("--config", "-c", metavar="CONFIG", help="The fit's configuration, where its files have moved."),
     ] = None,
+    nuts: Annotated[
+        bool, typer.Option("--nuts", help="Sample the posterior by the No-U-Turn sampler; for few parameters.")
+    ] = False,
+    draws: Annotated[int, typer.Option("--draws", min=4, help="Of --nuts: draws of each chain.")] = 1000,
+    chains: Annotated[int, typer.Option("--chains", min=2, help="Of --nuts: number of chains.")] = 4,
+    warmup: Annotated[
+        int, typer.Option("--warmup", min=20, help="Of --nuts: transitions before the draws, which find the step size.")
+    ] = 200,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of --nuts.")] = 0,
     json: options.JsonOption = False,
     debug: options.DebugOption = False,
 ) -> None:
@@ -52,12 +62,20 @@ def uncertainty(
     run it where the fit ran.
 
     Written to DIRECTORY: `uncertainty.csv` (all parameters) and `posterior.npz` (covariance, spectrum).
+
+    --nuts samples exp(-objective) itself, priors included, instead of replacing it by a Gaussian; written are
+    `samples.csv` and `samples.npz`. A draw costs some ten gradients of the objective. A run that was stopped goes on.
     """
     from offjax.cli import session, tables
 
     session.start()
     from offjax.fit import FitConfig, posterior
 
+    if nuts:
+        if noise is not Noise.scales:
+            raise InputError("--nuts samples the objective as it is: --noise scales")
+        _sample(directory, None if config is None else FitConfig.load(config), draws, chains, warmup, seed, json, top)
+        return
     with session.working("the Jacobian of the residuals"):
         found = posterior(directory, noise=noise.value, config=None if config is None else FitConfig.load(config))
     files = found.write(directory)
@@ -67,6 +85,52 @@ def uncertainty(
         _print(found, top)
         for file in files:
             tables.line(f"written: {os.path.relpath(file)}")
+
+
+def _sample(directory: Path, config, draws: int, chains: int, warmup: int, seed: int, json: bool, top: int) -> None:
+    from offjax.cli import tables
+    from offjax.fit import for_terminal, sampling
+    from offjax.interop.units import short
+
+    progress = for_terminal()
+    path = directory / "sampling.npz"
+    try:
+        found = sampling.nuts(
+            directory, draws=draws, chains=chains, warmup=warmup, seed=seed, config=config, path=path, progress=progress
+        )
+    finally:
+        progress.close()
+    files = found.write(directory)
+    path.unlink()
+    table = found.table()
+    if json:
+        tables.dump({"divergent": found.n_divergent, "parameters": table.to_dict("records")})
+        return
+    columns = [("parameter", "left"), ("id", "left"), ("fitted", "right"), ("mean", "right"), ("deviation", "right")]
+    columns += [("Laplace", "right"), ("95 % interval", "right"), ("unit", "left"), ("R-hat", "right")]
+    columns += [("effective draws", "right")]
+    rows = [
+        (
+            f"{row.section} {row.attribute}",
+            row.id or "",
+            f"{row.value:.5g}",
+            f"{row.mean:.5g}",
+            f"{row.standard_deviation:.2g}",
+            f"{row.laplace_error:.2g}",
+            f"{row.quantile_025:.5g} to {row.quantile_975:.5g}",
+            short(row.unit),
+            f"{row.r_hat:.3f}",
+            f"{row.effective:.0f}",
+        )
+        for row in table.sort_values("r_hat", ascending=False, kind="stable").head(top).itertuples()
+    ]
+    tables.show(f"The {len(rows)} of {len(table)} parameters whose chains agree least", columns, rows)
+    tables.line(
+        f"{chains} chains of {draws} draws after {warmup} of warm-up: largest R-hat {found.r_hat.max():.3f}, least "
+        f"effective draws {found.effective.min():.0f}, {found.n_divergent} divergent"
+    )
+    for file in files:
+        tables.line(f"written: {os.path.relpath(file)}")
 
 
 def _document(found) -> dict[str, Any]:

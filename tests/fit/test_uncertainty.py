@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from offjax.errors import InputError
-from offjax.fit import FitConfig, driver, uncertainty
+from offjax.fit import FitConfig, driver, sampling, uncertainty
 
 from .conftest import conformers, molecule, write_spice
 
@@ -110,6 +110,23 @@ def test_intervals_cover_what_they_say(prepared, noise, energy_noise, force_nois
     if noise == "residuals":  # the scales of the configuration would not do
         z = np.abs(coverage(prepared, "scales", energy_noise, force_noise, seed=11))
         assert np.abs(np.mean(z < 1.0, axis=0) - 0.6827).max() > 0.1
+
+
+def test_draws_of_the_posterior_agree_with_laplace_where_it_is_nearly_gaussian(prepared, tmp_path):
+    pytest.importorskip("blackjax")
+    config, data, _ = prepared
+    objective = data.objective(config)
+    truth = jnp.asarray([0.3, -0.2, 0.1, 0.4])
+    objective.data = replace(objective.data, targets=synthetic(objective, truth, np.random.default_rng(2)))
+    x = refit(objective, jnp.zeros(4))
+    found = sampling.of_objective(objective, x, draws=60, chains=2, warmup=20)
+    assert found.theta.shape == (2, 60, 4) and found.r_hat.max() < 1.2
+    error = (found.mean - found.laplace.theta) / found.laplace.standard_errors
+    assert np.abs(error).max() < 5 / np.sqrt(found.effective.min())
+    np.testing.assert_allclose(found.standard_deviations, found.laplace.standard_errors, rtol=0.45)
+    found.write(tmp_path)
+    assert len((tmp_path / "samples.csv").read_text().splitlines()) == 5
+    np.testing.assert_array_equal(np.load(tmp_path / "samples.npz")["theta"], found.theta)
 
 
 def test_the_covariance_is_the_inverse_of_the_fits_matrix(prepared):
