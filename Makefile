@@ -7,7 +7,8 @@ SUITABLE := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] 
 PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3,\
 	$(shell $(name) -c '$(SUITABLE)' >/dev/null 2>&1 && echo $(name))))
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
+# A file's tests share compiled programs: they stay in one process.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 30
 SETUP := pyproject.toml hatch_build.py
 
 # AmberTools' sqm and antechamber are found on PATH.
