@@ -336,6 +336,9 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
     if not records:
         raise InputError(f"{config.source}: no record can be used; {len(problems)} problems, the first: {problems[0]}")
     systems = parameterize(records, config.force_field, config.charges.method, config.flexible, progress)
+    tied = free_parameters.tying(config, systems[0].parameters, systems[0].source)
+    known = {id(system): tied.system(system) for system in systems}
+    systems = [known[id(system)] for system in systems]
     folds = np.array([fold(r.inchikey, config.split.folds) for r in records])
     validation = folds == config.split.validation_fold
     train = (folds != config.split.holdout_fold) & ~validation
@@ -350,7 +353,7 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
     batch = SystemBatch.from_systems(systems)
     factors = np.where(train, weights, 0.0)
     packed = targets.build(batch, records, factors, config.objective, config.relaxation)
-    digest = _digest(records, systems, train)
+    digest = _digest(records, systems, train, tied.digest)
     return Prepared(records, systems, train, validation, factors, free, packed, digest, problems, config.objective)
 
 
@@ -437,9 +440,9 @@ def parameterize(
     return systems
 
 
-def _digest(records: Sequence[Record], systems: Sequence[System], train: np.ndarray) -> str:
-    """SHA-256 over reference data, force field, charges and split: everything of the data that decides a result."""
-    digest = hashlib.sha256(train.tobytes())
+def _digest(records: Sequence[Record], systems: Sequence[System], train: np.ndarray, ties: str) -> str:
+    """SHA-256 over reference data, force field, charges, split and ties: all of the data that decides a result."""
+    digest = hashlib.sha256(train.tobytes() + ties.encode())
     for record, system in zip(records, systems, strict=True):
         digest.update(record.digest.encode())
         digest.update(system.digest.encode())

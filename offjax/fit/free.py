@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offjax.errors import InputError, UnsupportedError
+from offjax.errors import InputError
+from offjax.fit import ties
 from offjax.fit.config import FitConfig, Parameters
+from offjax.fit.ties import TiedSelection, Ties
 from offjax.parameterize import forcefield
-from offjax.parameters import Label, Selection
+from offjax.parameters import Label, ParameterSet, Selection
 from offjax.system import System
 
 NON_NEGATIVE = {
@@ -118,8 +120,6 @@ def choose(config: FitConfig, training: Sequence[System]) -> FreeParameters:
 
     Raises
     ------
-    UnsupportedError
-        A tagged value that ForceBalance's ``parameter_eval`` ties to others.
     InputError
         A path, pattern or tag that chooses nothing, a named entry whose derivative is one-sided, a starting value
         outside its bounds, a relative width of a value 0, or no free entry at all.
@@ -128,7 +128,9 @@ def choose(config: FitConfig, training: Sequence[System]) -> FreeParameters:
     instances, molecules = coverage(training)
     start = np.asarray(parameters.to_vector())
     flat = parameters.schema.flat
-    tags = forcefield.tags(training[0].source) if any(block.tagged for block in config.parameters) else {}
+    tagged = any(block.tagged for block in config.parameters)
+    tags = forcefield.tags(training[0].source) if tagged else {}
+    tied = tying(config, parameters, training[0].source)
     free: dict[int, tuple[float, float, float, float, bool, bool]] = {}
     left_out: dict[int, LeftOut] = {}
     for number, block in enumerate(config.parameters, start=1):
@@ -140,7 +142,7 @@ def choose(config: FitConfig, training: Sequence[System]) -> FreeParameters:
             raise InputError(f"{where}.{key}: {error}") from None
         indices = [int(i) for i in chosen.indices]
         if block.tagged:
-            indices = [i for i in indices if _tagged(flat[i], tags, where)]
+            indices = [i for i in indices if flat[i].key in tags.get((flat[i].section, flat[i].row), ((),))[0]]
             if not indices:
                 raise InputError(
                     f"{where}.tagged: no parameterize attribute of the force field names a value of {block.path} that "
@@ -157,6 +159,8 @@ def choose(config: FitConfig, training: Sequence[System]) -> FreeParameters:
                         "derivative is one-sided: it is not fitted unless the block says allow_singular = true"
                     )
                 left_out[i] = LeftOut(label, "one-sided derivative (allow_singular = false)")
+            elif i in tied.rows:
+                left_out[i] = LeftOut(label, "follows others by parameter_eval")
             elif instances[i] == 0:
                 left_out[i] = LeftOut(label, "no training molecule uses it")
             elif instances[i] < block.min_count:
@@ -175,7 +179,7 @@ def choose(config: FitConfig, training: Sequence[System]) -> FreeParameters:
     indices = np.array(sorted(free), dtype=np.int64)
     numbers = np.array([free[i][:4] for i in indices])
     return FreeParameters(
-        Selection(parameters, indices),
+        TiedSelection(parameters, indices, tied) if tied else Selection(parameters, indices),
         *numbers.T,
         log=np.array([free[i][4] for i in indices]),
         l1=np.array([free[i][5] for i in indices]),
@@ -185,15 +189,11 @@ def choose(config: FitConfig, training: Sequence[System]) -> FreeParameters:
     )
 
 
-def _tagged(label: Label, tags, where: str) -> bool:
-    """Whether ForceBalance would fit the value."""
-    chosen, tied = tags.get((label.section, label.row), ((), ()))
-    if label.key in tied:
-        raise UnsupportedError(
-            f"{where}.tagged: {label} is tied to other values by parameter_eval, which is not supported: take the "
-            "attribute out of the force field and choose the value by its id"
-        )
-    return label.key in chosen
+def tying(config: FitConfig, parameters: ParameterSet, source: str) -> Ties:
+    """The ties that ForceBalance's ``parameter_eval`` makes, if a block goes by its tags; else none."""
+    if not any(block.tagged for block in config.parameters):
+        return Ties.none(parameters)
+    return ties.find(parameters, source, config.force_field)
 
 
 def singular(label: Label) -> bool:

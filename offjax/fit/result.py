@@ -17,7 +17,8 @@ import numpy as np
 
 from offjax.errors import InputError
 from offjax.fit.config import FitConfig
-from offjax.fit.free import FreeParameters, LeftOut
+from offjax.fit.free import FreeParameters, LeftOut, tying
+from offjax.fit.ties import TiedSelection
 from offjax.interop.files import write_atomically
 from offjax.parameters import ParameterSet, Selection
 from offjax.system import System
@@ -217,7 +218,9 @@ class FitResult:
         molecules = [_molecule(g, force_field, config.flexible) for g in file["molecules"].values()]
         initial = molecules[0].system.parameters
         group = file["parameters"]
-        selection = Selection(initial, group["indices"][()])
+        tied = tying(config.model_copy(update={"force_field": []}), initial, source)
+        indices = group["indices"][()]
+        selection = TiedSelection(initial, indices, tied) if tied else Selection(initial, indices)
         flat = initial.schema.flat
         free = FreeParameters(
             selection,

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -232,7 +232,7 @@ class Posterior:
             root = jnp.asarray(self._root.T)
             # of float64 JAX arrays, so that the function meets no host arrays
             whole = jax.tree.map(lambda v: jnp.asarray(v, jnp.float64), self.selection.parameters)
-            insert = Selection(whole, self.selection.indices).insert
+            insert = replace(self.selection, parameters=whole).insert
             value, linear = jax.linearize(lambda theta: function(insert(theta)), jnp.asarray(self.theta))
             changes = jax.lax.map(linear, root)
             error = jax.tree.map(lambda c: np.sqrt(np.sum(np.asarray(c) ** 2, axis=0)), changes)

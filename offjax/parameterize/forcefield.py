@@ -303,9 +303,9 @@ def _check_options(force_field: ForceField) -> None:
     require("VirtualSites", "exclusion_policy", ("parents",))
 
 
-def tags(source: str) -> dict[tuple[str, int], tuple[frozenset[str], frozenset[str]]]:
+def tags(source: str) -> dict[tuple[str, int], tuple[frozenset[str], dict[str, str]]]:
     """ForceBalance's tags in a force field (OFFXML text), for each (section, row) that has any: the attributes that
-    ``parameterize="k, length"`` names, and those that ``parameter_eval="k=PARM[...]"`` ties to others.
+    ``parameterize="k, length"`` names, and those that ``parameter_eval="k=PARM[...]"`` ties to others, by what.
     """
     import xml.etree.ElementTree as ElementTree
 
@@ -313,7 +313,8 @@ def tags(source: str) -> dict[tuple[str, int], tuple[frozenset[str], frozenset[s
     for section in ElementTree.fromstring(source.encode()):
         for row, element in enumerate(section):
             chosen = frozenset(name.strip() for name in element.get("parameterize", "").split(",") if name.strip())
-            tied = frozenset(part.partition("=")[0].strip() for part in _ties(element.get("parameter_eval", "")))
+            parts = (part.partition("=") for part in _ties(element.get("parameter_eval", "")))
+            tied = {name.strip(): text.strip() for name, _, text in parts}
             if chosen or tied:
                 found[section.tag, row] = chosen, tied
     return found

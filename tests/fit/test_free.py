@@ -10,7 +10,6 @@ from openff.toolkit import ForceField
 
 import offjax
 from offjax import InputError
-from offjax.errors import UnsupportedError
 from offjax.fit import FitConfig, free
 from offjax.fit.objective import L1_CORNER, FitObjective
 from offjax.parameterize import forcefield
@@ -138,15 +137,17 @@ def test_tags_of_forcebalance_choose_parameters(systems):
         return [(label.key, label.id) for label in choose([system], *blocks).selection.labels]
 
     blocks = [{"path": p, "tagged": True, "prior": "10%"} for p in ("Bonds/k", "Bonds/length")]
+    p = systems[0].parameters
+    value, other = (p.select("Bonds/k", name).to_vector()[0] for name in ("b14", "b84"))
+    [smirks] = [label.smirks for label in p.select("Bonds/k", "b84").labels]
     assert tagged(text, *blocks) == [("k", "b14"), ("k", "b84"), ("length", "b84")]
     assert tagged(text, blocks[0] | {"patterns": ["b8*"]}) == [("k", "b84")]
     loaded = ForceField(text, allow_cosmetic_attributes=True)  # to which "k" is Boltzmann's constant
     assert forcefield.tags(forcefield.text(loaded))["Bonds", 14][0] == {"k"}
     with pytest.raises(InputError, match="parameters\\[1\\].tagged: no parameterize attribute.*Angles/k"):
         tagged(text, {"path": "Angles/k", "tagged": True, "prior": "10%"})
-    tied = text.replace('parameterize="k"', "parameter_eval=\"k=PARM['Bonds/Bond/k/[#6:1]-[#7,#8:2]']\"")
-    with pytest.raises(UnsupportedError, match="Bonds/k b14 .* is tied to other values by parameter_eval"):
-        tagged(tied, *blocks)
+    tied = text.replace('parameterize="k"', f"parameter_eval=\"k={value / other}*PRM['Bonds/Bond/k/{smirks}']\"")
+    assert tagged(tied, *blocks) == [("k", "b84"), ("length", "b84")]
 
 
 def test_logarithmic_values_vary_by_factors(systems):
