@@ -55,6 +55,8 @@ class AssignmentMatrix:
         """A @ theta for a vector (n_parameters,) or matrix (n_parameters, m); NumPy or traced JAX arrays."""
         theta = _operand(theta, self.shape[1], "parameters")
         if not isinstance(theta, jax.Array):
+            if theta.ndim == 1 and theta.dtype == np.float64:
+                return np.bincount(self.rows, weights=self.values * theta[self.columns], minlength=self.shape[0])
             return self.to_scipy() @ theta
         columns, values = self.table
         values = jnp.asarray(values, theta.dtype).reshape(values.shape + (1,) * (theta.ndim - 1))

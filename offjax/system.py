@@ -14,6 +14,7 @@ import numpy as np
 
 from offjax import virtual_sites
 from offjax.assignment import AssignmentMatrix
+from offjax.deferred import Deferred
 from offjax.energy import PotentialEnergy, as_positions
 from offjax.errors import InputError
 from offjax.nonbonded import PairList
@@ -49,8 +50,7 @@ class Term:
         n = len(topology.molecules)
         bounds = np.searchsorted(slot_molecule, np.arange(n + 1))
         atoms = topology.tile([slot_atoms[bounds[u] : bounds[u + 1]] for u in range(n)], body)
-        parts = [np.arange(bounds[u], bounds[u + 1]) for u in topology.copies]
-        slot = np.concatenate([np.zeros(0), *parts]).astype(np.int32)
+        slot = topology.spread(np.diff(bounds)).astype(np.int32)
         if body == 1 and topology.n_particles > topology.n_atoms:
             order = np.argsort(atoms[:, 0])
             atoms, slot = atoms[order], slot[order]
@@ -74,7 +74,7 @@ class System:
 
     Make one with :meth:`from_smirnoff`. ``parameters`` are those of the WHOLE force field in MD units; ``terms`` the
     slots and instances by section; ``assignment[section][attribute]`` the sparse affine map from parameters to slots;
-    ``exceptions`` the scaled or excluded pairs of each unique molecule; ``source`` the force field as OFFXML text;
+    ``exceptions`` the scaled or excluded pairs of each unique molecule; ``offxml()`` the force field as OFFXML text;
     ``user_terms`` the user's definitions by section, ``scale14`` the 1-4 scales of those that are pair potentials.
     """
 
@@ -84,7 +84,7 @@ class System:
     assignment: Mapping[str, Mapping[str, AssignmentMatrix]]
     exceptions: tuple[PairList, ...]
     nonbonded: NonbondedSettings
-    source: str = field(repr=False)
+    offxml: Deferred
     box: np.ndarray | None = None
     charge_methods: tuple[str, ...] = ()
     gbsa: GBSASettings | None = None
@@ -335,14 +335,17 @@ class System:
         active = {section: np.ones(term.n_slots, dtype=bool) for section, term in self.terms.items()}
         held = self.terms.get("Constraints")
         if held is not None and held.n_slots:
-            pairs = {(int(u), *sorted(map(int, ij))) for u, ij in zip(held.slot_molecule, held.slot_atoms, strict=True)}
+            first = np.cumsum([0, *(m.n_particles for m in self.topology.molecules)])
+
+            def pair(term: Term, a: int, b: int) -> np.ndarray:
+                """One number for each pair of particles of a unique molecule, whichever comes first."""
+                i, j = (first[term.slot_molecule] + term.slot_atoms[:, n] for n in (a, b))
+                return np.minimum(i, j) * first[-1] + np.maximum(i, j)
+
             for section, needed in (("Bonds", ((0, 1),)), ("Angles", ((0, 1), (1, 2), (0, 2)))):
-                if section not in self.terms:
-                    continue
-                term = self.terms[section]
-                for n, (u, atoms) in enumerate(zip(term.slot_molecule, term.slot_atoms, strict=True)):
-                    active[section][n] = not all((int(u), *sorted((int(atoms[a]), int(atoms[b])))) in pairs
-                                                 for a, b in needed)  # fmt: skip
+                if section in self.terms:
+                    each = [np.isin(pair(self.terms[section], a, b), pair(held, 0, 1)) for a, b in needed]
+                    active[section] = ~np.all(each, axis=0)
         return MappingProxyType(active)
 
     def without_constraints(self, water: bool = False) -> System:
@@ -374,6 +377,11 @@ class System:
         )
 
     # --- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def source(self) -> str:
+        """The force field as OFFXML text."""
+        return self.offxml()
 
     @property
     def user_pairs(self) -> tuple[UserTerm, ...]:

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
+from offjax.deferred import Deferred
 from offjax.errors import InputError
 
 
@@ -17,12 +17,13 @@ from offjax.errors import InputError
 class Molecule:
     """One unique molecule in one atom order; its copies share its parameter slots.
 
-    ``smiles`` is fully mapped (map number = atom index + 1), so it carries the whole chemistry and the order.
+    ``smiles``, what ``mapped_smiles`` gives, is fully mapped (map number = atom index + 1), so it carries the whole
+    chemistry and the order.
     ``residues`` holds (residue name, residue number, chain id) for each atom where the input knew them. ``site_names``
     are the names of its virtual sites, whose local indices follow those of the atoms.
     """
 
-    smiles: str
+    mapped_smiles: Deferred
     name: str
     atomic_numbers: np.ndarray
     formal_charges: np.ndarray
@@ -32,6 +33,10 @@ class Molecule:
     atom_names: tuple[str, ...]
     residues: tuple[tuple[str, str, str], ...] = ()
     site_names: tuple[str, ...] = ()
+
+    @property
+    def smiles(self) -> str:
+        return self.mapped_smiles()
 
     @property
     def n_atoms(self) -> int:
@@ -87,12 +92,14 @@ class Topology:
     def masses(self) -> np.ndarray:
         """(n_particles,) amu; virtual sites have none."""
         sites = np.zeros(self.n_particles - self.n_atoms)
-        return np.concatenate([*(self.molecules[u].masses for u in self.copies), sites])
+        each = self.spread([m.n_atoms for m in self.molecules])
+        return np.concatenate([np.concatenate([m.masses for m in self.molecules])[each], sites])
 
     @cached_property
     def atomic_numbers(self) -> np.ndarray:
         """(n_atoms,)."""
-        return np.concatenate([self.molecules[u].atomic_numbers for u in self.copies])
+        each = self.spread([m.n_atoms for m in self.molecules])
+        return np.concatenate([m.atomic_numbers for m in self.molecules])[each]
 
     @cached_property
     def bonds(self) -> np.ndarray:
@@ -101,15 +108,22 @@ class Topology:
 
     def tile(self, local: Sequence[np.ndarray], width: int) -> np.ndarray:
         """Global indices of per-molecule index arrays, one (n_u, width) array a unique molecule."""
-        atoms, sites = self.offsets, self.site_offsets
-        parts = []
-        for c, u in enumerate(self.copies):
-            molecule = self.molecules[u]
-            shift: Any = atoms[c]
-            if molecule.n_sites:
-                shift = np.where(local[u] < molecule.n_atoms, shift, sites[c] - molecule.n_atoms)
-            parts.append(local[u] + shift)
-        return np.concatenate([np.zeros((0, width)), *parts]).astype(np.int32).reshape(-1, width)
+        counts = np.array([len(rows) for rows in local], dtype=np.int64)
+        indices = np.concatenate([np.zeros((0, width), np.int64), *local])[self.spread(counts)]
+        copy = np.repeat(np.arange(self.n_molecules), counts[self.copies])[:, None]
+        shift = self.offsets[copy]
+        if self.n_particles > self.n_atoms:
+            n_atoms = np.array([m.n_atoms for m in self.molecules], dtype=np.int64)[self.copies]
+            shift = np.where(indices < n_atoms[copy], shift, (self.site_offsets[:-1] - n_atoms)[copy])
+        return (indices + shift).astype(np.int32)
+
+    def spread(self, counts: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Rows of an array that holds ``counts[u]`` rows of every unique molecule u, for each copy in turn."""
+        counts = np.asarray(counts, dtype=np.int64)
+        size = counts[self.copies]
+        return np.arange(size.sum()) + np.repeat(
+            (np.cumsum(counts) - counts)[self.copies] - np.cumsum(size) + size, size
+        )
 
     @cached_property
     def digest(self) -> str:

@@ -62,7 +62,8 @@ class Environments:
     """Molecules in which SMIRKS are looked up, all at once."""
 
     def __init__(self, molecules: Sequence[Molecule]):
-        self._whole, self._start = typing.merged(molecules)
+        merged = typing.merged(molecules)
+        self._whole, self._start = merged.whole, merged.start
 
     def matches(self, section: str, smirks: str) -> list[tuple[Place, tuple[int, ...]]]:
         """Every match of a SMIRKS: its Place, and the atoms of the merged molecule in the order of the tags.

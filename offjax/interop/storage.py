@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from offjax.assignment import AssignmentMatrix
+from offjax.deferred import Deferred
 from offjax.errors import InputError
 from offjax.interop.files import write_atomically
 from offjax.nonbonded import PairList
@@ -321,7 +322,7 @@ def _system(file: h5py.File, user_terms: dict[str, UserTerm]) -> System:
         assignment=MappingProxyType(assignment),
         exceptions=exceptions,
         nonbonded=NonbondedSettings(**{name: kind(stored[name]) for name, kind in known.items()}),
-        source=file["source"].asstr()[()],
+        offxml=Deferred(file["source"].asstr()[()]),
         box=reduced_box(file["box"][()]) if "box" in file else None,
         charge_methods=tuple(_strings(file["charge_methods"])),
         gbsa=gbsa,
@@ -373,7 +374,7 @@ def _molecules(group: h5py.Group) -> tuple[tuple[Molecule, ...], tuple[PairList,
         a, b, e, s = (slice(start[kind][u], start[kind][u + 1]) for kind in ("atom", "bond", "pair", "site"))
         molecules.append(
             Molecule(
-                smiles=smiles,
+                mapped_smiles=Deferred(smiles),
                 name=name,
                 atomic_numbers=numbers["atomic_number"][a],
                 formal_charges=numbers["formal_charge"][a],

@@ -20,18 +20,34 @@ def bonded_pairs(n_atoms: int, bonds: np.ndarray) -> dict[int, np.ndarray]:
 
     The separation is the shortest path in the bond graph, so in a four-ring opposite atoms are 1-3, never 1-4.
     """
-    neighbors: list[list[int]] = [[] for _ in range(n_atoms)]
-    for i, j in bonds:
-        neighbors[i].append(int(j))
-        neighbors[j].append(int(i))
-    found: dict[int, list[tuple[int, int]]] = {1: [], 2: [], 3: []}
-    for start in range(n_atoms):
-        seen, shell = {start}, {start}
-        for separation in (1, 2, 3):
-            shell = {b for a in shell for b in neighbors[a]} - seen
-            seen |= shell
-            found[separation].extend((start, end) for end in shell if start < end)
-    return {s: np.array(sorted(pairs), dtype=np.int32).reshape(-1, 2) for s, pairs in found.items()}
+    nearer, found = np.zeros(0, np.int64), {}
+    for separation in (1, 2, 3):
+        ends = bonded_paths(n_atoms, bonds, separation)[:, [0, -1]].astype(np.int64)
+        pairs = np.setdiff1d(ends[:, 0] * n_atoms + ends[:, 1], nearer)
+        nearer = np.concatenate([nearer, pairs])
+        found[separation] = np.stack([pairs // n_atoms, pairs % n_atoms], axis=1).astype(np.int32)
+    return found
+
+
+def bonded_paths(n_atoms: int, bonds: np.ndarray, n_bonds: int) -> np.ndarray:
+    """Every path along ``n_bonds`` bonds through different atoms, (n, n_bonds + 1), once: from its smaller end, sorted.
+
+    One bond makes the bonds, two the angles, three the proper torsions.
+    """
+    bonds = np.asarray(bonds, dtype=np.int64).reshape(-1, 2)
+    source, target = np.concatenate([bonds, bonds[:, ::-1]]).T
+    neighbors = target[np.argsort(source * n_atoms + target)]
+    degree = np.bincount(source, minlength=n_atoms)
+    first = np.cumsum(degree) - degree
+    path = [np.arange(n_atoms)]  # one array for each place of the path
+    for _ in range(n_bonds):
+        many = degree[path[-1]]
+        step = np.arange(many.sum()) + np.repeat(first[path[-1]] - np.cumsum(many) + many, many)
+        path = [*(np.repeat(atoms, many) for atoms in path), neighbors[step]]
+        new = np.logical_and.reduce([atoms != path[-1] for atoms in path[:-1]])
+        path = [atoms[new] for atoms in path]
+    once = path[0] < path[-1]
+    return np.stack([atoms[once] for atoms in path], axis=1).astype(np.int32)
 
 
 def molecule_pairs(

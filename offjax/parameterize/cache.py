@@ -1,4 +1,4 @@
-"""A cache on disk for typing and charges: small ``.npz`` files, written to a temporary name and renamed.
+"""A cache on disk for computed charges and bond orders: small ``.npz`` files, written to a temporary name and renamed.
 
 The directory is ``$OFFJAX_CACHE``, else ``$XDG_CACHE_HOME/offjax``, else ``~/.cache/offjax``; ``OFFJAX_CACHE=off``
 disables it. A file that cannot be read (truncated, of another release) counts as absent and is written again.

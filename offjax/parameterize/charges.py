@@ -36,15 +36,15 @@ class Charges:
     entries: list[tuple[int, int, int, float]] = field(default_factory=list)
 
 
-def assign(force_field: ForceField, molecule: Molecule, given: Given) -> Charges:
-    """The charges of one molecule.
+def assign(force_field: ForceField, molecule: Molecule, key: tuple, given: Given) -> Charges:
+    """The charges of one molecule, whose :func:`chemistry` is ``key``.
 
     Raises
     ------
     UnassignedParameterError
         No charge model of the force field covers the molecule.
     """
-    if (user := given.charges(molecule)) is not None:
+    if (user := given.charges(molecule, key)) is not None:
         return Charges("charge_from_molecules", user)
     registered = force_field.registered_parameter_handlers
     tried = []
@@ -99,16 +99,17 @@ class Given:
     """Charges that the user gives: those of the first isomorphic molecule are taken."""
 
     def __init__(self, molecules: Sequence[Molecule] | None):
-        self.by_graph: dict[tuple, list[Molecule]] = {}
+        self.by_formula: dict[tuple, list[tuple[Molecule, tuple]]] = {}
         for molecule in molecules or ():
-            self.by_graph.setdefault(_graph(molecule), []).append(molecule)
+            key = chemistry(molecule)
+            self.by_formula.setdefault(_formula(key), []).append((molecule, key))
 
-    def charges(self, molecule: Molecule) -> np.ndarray | None:
-        """(n_atoms,) e, or None without an isomorphic molecule."""
-        if not self.by_graph:
+    def charges(self, molecule: Molecule, key: tuple) -> np.ndarray | None:
+        """(n_atoms,) e of the molecule with this :func:`chemistry`, or None without an isomorphic molecule."""
+        if not self.by_formula:
             return None
-        for other in self.by_graph.get(_graph(molecule), ()):
-            if (order := _order(other, molecule)) is None:
+        for other, its in self.by_formula.get(_formula(key), ()):
+            if (order := _order(other, its, molecule, key)) is None:
                 continue
             if other.partial_charges is None:
                 raise InputError(f"charge_from_molecules: {describe(other)} has no partial_charges")
@@ -120,13 +121,18 @@ class Given:
         return None
 
 
-def _graph(molecule: Molecule) -> tuple:
+def _formula(key: tuple) -> tuple:
+    """Equal for isomorphic molecules."""
+    return tuple(sorted(number for number, *_ in key[0])), len(key[1])
+
+
+def _graph(key: tuple) -> tuple:
     """Equal for isomorphic molecules, different for nearly all others: atoms told apart by their surroundings.
 
     B. Weisfeiler and A. A. Leman, Nauchno-Tekhn. Inf. Ser. 2, 9, 12 (1968); four rounds.
     """
-    colors = [a.atomic_number for a in molecule.atoms]
-    bonds = [(b.atom1_index, b.atom2_index) for b in molecule.bonds]
+    colors = [number for number, *_ in key[0]]
+    bonds = [(i, j) for i, j, *_ in key[1]]
     for _ in range(4):
         around: list[list[int]] = [[] for _ in colors]
         for i, j in bonds:
@@ -136,15 +142,17 @@ def _graph(molecule: Molecule) -> tuple:
     return tuple(sorted(colors))
 
 
-def _order(other: Molecule, molecule: Molecule) -> np.ndarray | None:
+def _order(other: Molecule, its: tuple, molecule: Molecule, key: tuple) -> np.ndarray | None:
     """For each atom of ``other`` that of the isomorphic ``molecule``, or None.
 
     In an identical order each atom is itself, so that topologically equivalent atoms keep their own charge.
     """
     from openff.toolkit import Molecule
 
-    if chemistry(other) == chemistry(molecule):
+    if its == key:
         return np.arange(molecule.n_atoms)
+    if _graph(its) != _graph(key):
+        return None
     same, mapping = Molecule.are_isomorphic(other, molecule, return_atom_map=True)
     if not same:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offjax import constants
+from offjax.deferred import Deferred
 from offjax.errors import InputError, UnsupportedError
 from offjax.parameterize import plugins
 from offjax.parameters import Label, Schema
@@ -336,10 +338,29 @@ def text(force_field: ForceField) -> str:
     return text.replace(' sa_model=""', ' sa_model="None"')
 
 
+def deferred_text(force_field: ForceField) -> Deferred:
+    """:func:`text` of the force field as it is now, written when it is first read."""
+    now = copy.copy(force_field)
+    now._parameter_handlers = {name: _copied(one) for name, one in force_field._parameter_handlers.items()}
+    for handler in now._parameter_handlers.values():
+        if handler._parameters is not None:
+            handler._parameters = type(handler._parameters)([_copied(one) for one in handler._parameters])
+    return Deferred(lambda: text(now))
+
+
+def _copied(holder):
+    """A section or parameter whose attributes may change without changing those of the other."""
+    other = object.__new__(type(holder))
+    lists = {name: copy.copy(value) for name, value in vars(holder).items() if isinstance(value, list | dict)}
+    vars(other).update({**vars(holder), **lists})
+    return other
+
+
 def schema(force_field: ForceField, user_terms: Sequence[UserTerm] = ()) -> Schema:
     """One Label for every numerical value that stands in the force field."""
     labels: dict[str, dict[str, list[Label]]] = {}
     attributes = {section: ATTRIBUTES.get(section, ()) for section in SECTIONS}
+    units: dict[Any, tuple[str, float]] = {}
     for section in (*SECTIONS, *(term.section for term in user_terms)):
         if section not in force_field.registered_parameter_handlers:
             continue
@@ -355,7 +376,9 @@ def schema(force_field: ForceField, user_terms: Sequence[UserTerm] = ()) -> Sche
                 if defined is not None and (attribute in defined.constants) != (row == OF_SECTION):
                     continue
                 for (term, order), quantity in values(holder, attribute).items():
-                    unit, factor = unit_factor(quantity.units)
+                    if quantity.units not in units:
+                        units[quantity.units] = unit_factor(quantity.units)
+                    unit, factor = units[quantity.units]
                     if defined is not None:
                         _check_dimension(defined, attribute, quantity)
                     label = Label(

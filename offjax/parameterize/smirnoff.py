@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from offjax.assignment import AssignmentMatrix
 from offjax.constants import RMIN_HALF_TO_SIGMA
+from offjax.deferred import Deferred
 from offjax.errors import InputError, UnassignedParameterError, UnsupportedError
 from offjax.nonbonded import PairList, bonded_pairs
-from offjax.parameterize import cache, charges, forcefield, typing
-from offjax.parameters import ParameterSet, Schema
+from offjax.parameterize import charges, forcefield, typing
+from offjax.parameters import Label, ParameterSet, Schema
 from offjax.settings import GBSASettings, NonbondedSettings
 from offjax.system import System, Term
 from offjax.terms import gbsa
-from offjax.terms.user import KINDS, UserTerm
+from offjax.terms.user import UserTerm
 from offjax.topology import Molecule, Topology, reduced_box
 from offjax.virtual_sites import KINDS as SITE_KINDS
 from offjax.virtual_sites import N_ATOMS
@@ -45,9 +46,6 @@ def parameterize(
     user_terms = [term for term in user_terms if term.section in loaded.registered_parameter_handlers]
     forcefield.check(loaded, user_terms)
     molecules, box = _molecules(topology, box)
-    source = forcefield.text(loaded)
-    assembly = _Assembly(loaded, source, user_terms)
-
     known: dict[Any, int] = {}
     unique, copies = [], []
     for molecule in molecules:
@@ -56,24 +54,9 @@ def parameterize(
             known[key] = len(known)
             unique.append(molecule)
         copies.append(known[key])
-    smiles = [molecule.to_smiles(mapped=True) for molecule in unique]
-    given = charges.Given(charge_from_molecules)
-    for entry in zip(unique, smiles, _typed(loaded, assembly, unique, smiles), strict=True):
-        assembly.add(*entry, given, partial_bond_orders_from_molecules, allow_nonintegral_charges)
+    assembly = _Assembly(loaded, unique, list(known), user_terms)
+    assembly.write(charges.Given(charge_from_molecules), partial_bond_orders_from_molecules, allow_nonintegral_charges)
     return assembly.system(np.array(copies, dtype=np.int64), box)
-
-
-def _typed(force_field, assembly: _Assembly, molecules, smiles: Sequence[str]) -> list[dict[str, np.ndarray]]:
-    """Which parameters apply to the molecules, from the cache or from :func:`typing.assign`."""
-    terms = assembly.user_terms
-    versions = charges.versions() + "".join(f"{t.section} {t.kind} {t.complete}" for t in terms)
-    names = [cache.key("typing", assembly.fingerprint, s, versions) for s in smiles]
-    found = [cache.read(name) for name in names]
-    missing = [n for n, stored in enumerate(found) if stored is None]
-    for n, typed in zip(missing, typing.assign(force_field, [molecules[n] for n in missing], terms), strict=True):
-        found[n] = typed
-        cache.write(names[n], typed)
-    return [typed for typed in found if typed is not None]
 
 
 def _molecules(topology, box) -> tuple[list[openff.toolkit.Molecule], np.ndarray | None]:
@@ -110,104 +93,161 @@ def _check_list(option: str, molecules) -> None:
     raise InputError(f"{option} must be a list of openff.toolkit Molecules, got {type(molecules).__name__}")
 
 
-class _Coordinates:
-    """The sparse entries of one AssignmentMatrix while it is written."""
-
-    def __init__(self) -> None:
-        self.rows: list[int] = []
-        self.columns: list[int] = []
-        self.values: list[float] = []
-        self.offset: list[float] = []
-
-    def slot(self, entries: Iterable[tuple[int, float]], offset: float = 0.0) -> None:
-        """Append one slot: its (parameter index, weight) entries and its offset."""
-        merged: dict[int, float] = {}
-        for column, value in entries:
-            merged[column] = merged.get(column, 0.0) + value
-        self.rows.extend([len(self.offset)] * len(merged))
-        self.columns.extend(merged)
-        self.values.extend(merged.values())
-        self.offset.append(offset)
-
-    def matrix(self, schema: Schema) -> AssignmentMatrix:
-        return AssignmentMatrix(
-            schema,
-            np.array(self.rows, dtype=np.int64),
-            np.array(self.columns, dtype=np.int64),
-            np.array(self.values, dtype=np.float64),
-            np.array(self.offset, dtype=np.float64),
-        )
-
-
-class _Slots:
-    """The slots of one section while they are written."""
-
-    def __init__(self, body: int, attributes: Sequence[str]) -> None:
-        self.body = body
-        self.atoms: list[tuple[int, ...]] = []
-        self.molecule: list[int] = []
-        self.periodicity: list[int] = []
-        self.kind: list[int] = []
-        self.coordinates = {a: _Coordinates() for a in attributes}
-
-
 SLOT_ATTRIBUTES = {
-    "Bonds": (2, ("k", "length")),
-    "Angles": (3, ("k", "angle")),
-    "ProperTorsions": (4, ("k", "phase")),
-    "ImproperTorsions": (4, ("k", "phase")),
-    "vdW": (1, ("sigma", "epsilon")),
-    "Electrostatics": (1, ("charge",)),
-    "Constraints": (2, ("distance",)),
-    "GBSA": (1, ("radius", "scale")),
-    "VirtualSites": (4, ("distance", "outOfPlaneAngle", "inPlaneAngle")),
+    "Bonds": ("k", "length"),
+    "Angles": ("k", "angle"),
+    "ProperTorsions": ("k", "phase"),
+    "ImproperTorsions": ("k", "phase"),
+    "vdW": ("sigma", "epsilon"),
+    "Electrostatics": ("charge",),
+    "Constraints": ("distance",),
+    "GBSA": ("radius", "scale"),
+    "VirtualSites": ("distance", "outOfPlaneAngle", "inPlaneAngle"),
 }
 
 
-class _Assembly:
-    """Collects the slots of one unique molecule after the other."""
+class _Entries(NamedTuple):
+    """Entries of an AssignmentMatrix, each (n,): slot, parameter index and weight."""
 
-    def __init__(self, force_field: openff.toolkit.ForceField, source: str, user_terms: Sequence[UserTerm]) -> None:
+    slot: np.ndarray
+    column: np.ndarray
+    value: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[int, int, float]]) -> _Entries:
+        slot, column, value = zip(*rows, strict=True) if rows else ((), (), ())
+        return cls(np.array(slot, np.int64), np.array(column, np.int64), np.array(value, np.float64))
+
+    @classmethod
+    def joined(cls, *parts: _Entries) -> _Entries:
+        return cls(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def matrix(self, schema: Schema, offset: np.ndarray) -> AssignmentMatrix:
+        """Sorted by slot, otherwise as they come; entries of one slot and parameter are added."""
+        order = np.argsort(self.slot, kind="stable")
+        slot, column, value = self.slot[order], self.column[order], self.value[order]
+        _, first, same = np.unique(slot * max(schema.size, 1) + column, return_index=True, return_inverse=True)
+        if len(first) < len(slot):
+            total, kept = np.bincount(same, weights=value), np.argsort(first)
+            slot, column, value = slot[first[kept]], column[first[kept]], total[kept]
+        return AssignmentMatrix(schema, slot, column, value, offset)
+
+
+class _Slots(NamedTuple):
+    """The slots of one section, sorted by unique molecule, with local atoms."""
+
+    molecule: np.ndarray
+    atoms: np.ndarray
+    assignment: dict[str, AssignmentMatrix]
+    periodicity: np.ndarray | None = None
+    kind: np.ndarray | None = None
+
+
+class _Parameters:
+    """The parameters of one section, and where their values stand in the parameter vector.
+
+    ``tables[attribute][row, term]`` is the index, -1 for none (the last row is that of the section itself), and
+    ``points[attribute][row, term]`` the ascending (bond order, index) between which the attribute is interpolated.
+    """
+
+    def __init__(self, handler, labels: Mapping[str, Sequence[Label]], start: Mapping[str, int]) -> None:
+        self.rows = list(handler.parameters or ())
+        self.labels, self.start = labels, start
+        width = 1 + max((label.term or 0 for column in labels.values() for label in column), default=0)
+        self.none = np.full((len(self.rows) + 1, width), -1, dtype=np.int64)
+        self.tables: dict[str, np.ndarray] = {}
+        self.points: dict[str, dict[tuple[int, int], list[tuple[int, int]]]] = {}
+        for attribute, column in labels.items():
+            table, points = self.none.copy(), self.points.setdefault(attribute.removesuffix("_bondorder"), {})
+            for index, label in enumerate(column, start=start[attribute]):
+                if label.bond_order is None:
+                    table[label.row, label.term or 0] = index
+                else:
+                    points.setdefault((label.row, label.term or 0), []).append((label.bond_order, index))
+            self.tables[attribute] = table
+        for points in self.points.values():
+            for some in points.values():
+                some.sort()
+
+    def columns(self, attribute: str, rows: np.ndarray, terms=0) -> np.ndarray:
+        """The index of ``attribute`` of every row (and term); -1 where it has none."""
+        table, terms = self.tables.get(attribute, self.none), np.broadcast_to(terms, rows.shape)
+        known = terms < table.shape[1]
+        return np.where(known, table[rows, np.where(known, terms, 0)], -1)
+
+    def loaded(self, attribute: str, index: int) -> Label:
+        return self.labels[attribute][index - self.start[attribute]]
+
+
+class _Assembly:
+    """Writes the slots of all unique molecules, section by section."""
+
+    def __init__(
+        self,
+        force_field: openff.toolkit.ForceField,
+        molecules: Sequence[openff.toolkit.Molecule],
+        keys: Sequence[tuple],
+        user_terms: Sequence[UserTerm],
+    ) -> None:
         self.force_field = force_field
+        self.molecules = molecules
+        self.keys = keys
         self.user_terms = user_terms
-        self.source = source
-        self.fingerprint = hashlib.sha256(source.encode()).hexdigest()
         self.schema = forcefield.schema(force_field, user_terms)
+        self.parameters = {
+            section: _Parameters(
+                force_field.get_parameter_handler(section),
+                labels,
+                {attribute: self.schema.slices[section, attribute].start for attribute in labels},
+            )
+            for section, labels in self.schema.labels.items()
+        }
         self.settings: NonbondedSettings = forcefield.settings(force_field, user_terms)
         self.gbsa: GBSASettings | None = forcefield.gbsa_settings(force_field)
-        self.index = {
-            (label.section, label.attribute, label.row, label.term, label.bond_order): i
-            for i, label in enumerate(self.schema.flat)
-        }
-        self.sections = {
-            s: _Slots(*SLOT_ATTRIBUTES[s]) for s in SLOT_ATTRIBUTES if s in force_field.registered_parameter_handlers
-        }
-        self.sections.update({t.section: _Slots(KINDS[t.kind].body, t.names) for t in user_terms})
-        self.molecules: list[Molecule] = []
-        self.exceptions: list[PairList] = []
+        self.merged = typing.merged(molecules, keys)
+        self.matches = typing.assign(force_field, molecules, self.merged, user_terms)
+        self.sites = self.matches.get("VirtualSites", (np.zeros((0, 4), np.int32), np.zeros(0, np.int32)))
+        self.n_atoms = np.diff(self.merged.start)
+        self.n_sites = np.bincount(self._molecule_of(self.sites[0]), minlength=len(molecules))
+        self.orders: dict[tuple[int, ...], float] = {}
+        self.slots: dict[str, _Slots] = {}
         self.charge_methods: list[str] = []
 
+    def write(self, given: charges.Given, bond_orders_from, allow_nonintegral: bool) -> None:
+        self._find_bond_orders(bond_orders_from)
+        writers: dict[str, Callable[[], None]] = {
+            "Bonds": self._bonds,
+            "Angles": functools.partial(self._plain, "Angles"),
+            "ProperTorsions": self._propers,
+            "ImproperTorsions": self._impropers,
+            "vdW": self._lennard_jones,
+            "Electrostatics": functools.partial(self._charges, given, allow_nonintegral),
+            "GBSA": self._implicit_solvent,
+            "VirtualSites": self._virtual_sites,
+            "Constraints": self._constraints,
+        }
+        for section, write in writers.items():
+            if section in self.force_field.registered_parameter_handlers:
+                write()
+        for term in self.user_terms:
+            self._plain(term.section, tuple(term.attributes), tuple(term.constants))
+
     def system(self, copies: np.ndarray, box: np.ndarray | None) -> System:
-        topology = Topology(tuple(self.molecules), copies)
+        topology = Topology(self._records(), copies)
         terms, assignment = {}, {}
-        for section, slots in self.sections.items():
-            atoms = np.array(slots.atoms, dtype=np.int32).reshape(-1, slots.body)
-            periodicity = (
-                np.array(slots.periodicity, dtype=np.int32)
-                if section in ("ProperTorsions", "ImproperTorsions")
-                else None
-            )
-            kind = np.array(slots.kind, dtype=np.int32) if section == "VirtualSites" else None
-            terms[section] = Term.build(section, atoms, np.array(slots.molecule, np.int32), topology, periodicity, kind)
-            assignment[section] = MappingProxyType({a: c.matrix(self.schema) for a, c in slots.coordinates.items()})
+        for section in (*SLOT_ATTRIBUTES, *(term.section for term in self.user_terms)):
+            if section in self.slots:
+                molecule, atoms, matrices, periodicity, kind = self.slots[section]
+                terms[section] = Term.build(section, atoms, molecule, topology, periodicity, kind)
+                assignment[section] = MappingProxyType(matrices)
         return System(
             parameters=ParameterSet.loaded(self.schema),
             topology=topology,
             terms=MappingProxyType(terms),
             assignment=MappingProxyType(assignment),
-            exceptions=tuple(self.exceptions),
+            exceptions=self._exceptions(),
             nonbonded=self.settings,
-            source=self.source,
+            offxml=forcefield.deferred_text(self.force_field),
             box=box,
             charge_methods=tuple(self.charge_methods),
             gbsa=self.gbsa,
@@ -221,249 +261,274 @@ class _Assembly:
             ),
         )
 
-    # --- one unique molecule ----------------------------------------------------------------------------------------
+    # --- looking up parameters --------------------------------------------------------------------------------------
 
-    def add(self, molecule, smiles, matches, given: charges.Given, bond_orders_from, allow_nonintegral: bool) -> None:
-        u = len(self.molecules)
-        sites = _rows(matches, "VirtualSites") if "VirtualSites" in self.sections else []
-        record = _record(molecule, smiles, self._site_names(sites))
-        orders = None
-        for section in ("Bonds", "ProperTorsions"):
-            if orders is None and self._interpolates(section, matches):
-                method = self.force_field.get_parameter_handler(section).fractional_bondorder_method
-                orders = _bond_orders(molecule, method, bond_orders_from)
-        neighbors = np.bincount(record.bonds.ravel(), minlength=record.n_atoms)
-        if "Bonds" in self.sections:
-            self._bonds(u, matches, orders)
-        if "Angles" in self.sections:
-            for atoms, row in _rows(matches, "Angles"):
-                self._slot(
-                    "Angles",
-                    u,
-                    atoms,
-                    k=self._one("Angles", "k", row),
-                    angle=self._one("Angles", "angle", row),
-                )
-        if "ProperTorsions" in self.sections:
-            self._propers(u, matches, orders, neighbors)
-        if "ImproperTorsions" in self.sections:
-            self._impropers(u, matches)
-        if "vdW" in self.sections:
-            for atoms, row in _rows(matches, "vdW"):
-                self._lennard_jones("vdW", u, atoms, row)
-            for n, (_, row) in enumerate(sites, start=record.n_atoms):
-                self._lennard_jones("VirtualSites", u, (n,), row)
-        if "Electrostatics" in self.sections:
-            self._charges(u, molecule, sites, given, allow_nonintegral)
-        if "GBSA" in self.sections:
-            self._implicit_solvent(u, molecule, matches, sites)
-        for term in self.user_terms:
-            for atoms, row in _rows(matches, term.section):
-                own = {a: self._one(term.section, a, row) for a in term.attributes}
-                shared = {c: self._one(term.section, c, forcefield.OF_SECTION) for c in term.constants}
-                self._slot(term.section, u, atoms, None, **own, **shared)
-        self._virtual_sites(u, sites)
-        if "Constraints" in self.sections:
-            self._constraints(u, molecule, matches)
-        self.molecules.append(record)
-        self.exceptions.append(self._exceptions(record, [atoms[0] for atoms, _ in sites]))
-
-    def _slot(self, section: str, u: int, atoms: Sequence[int], periodicity: int | None = None, **entries) -> None:
-        slots = self.sections[section]
-        slots.atoms.append(tuple(atoms))
-        slots.molecule.append(u)
-        if periodicity is not None:
-            slots.periodicity.append(periodicity)
-        for attribute, entry in entries.items():
-            slots.coordinates[attribute].slot(entry)
-
-    def _one(self, section, attribute, row, term=None, weight=1.0, optional=False) -> list[tuple[int, float]]:
-        index = self.index.get((section, attribute, row, term, None))
-        if index is None:
-            if optional:
-                return []
-            parameter = self.force_field.get_parameter_handler(section).parameters[row]
+    def _columns(self, section: str, attribute: str, rows: np.ndarray, terms=0) -> np.ndarray:
+        """The index of ``attribute`` of every row (and term), which all have it."""
+        found = self.parameters[section].columns(attribute, rows, terms)
+        if np.any(found < 0):
+            parameter = self.parameters[section].rows[rows[np.argmax(found < 0)]]
             raise InputError(f"<{section}> parameter {parameter.id or ''} {parameter.smirks} has no {attribute}")
-        return [(index, weight)]
+        return found
 
-    def _interpolated(self, section, attribute, row, term, order, weight=1.0) -> list[tuple[int, float]]:
-        """Piecewise linear in the bond order between the nearest two points, extrapolated beyond the ends."""
-        points = sorted(
-            (label.bond_order or 0, self.index[section, label.attribute, row, term, label.bond_order])
-            for label in self.schema.labels[section].get(attribute, ())
-            if label.row == row and label.term == term
-        )
-        if len(points) == 1:
-            return [(points[0][1], weight)]
-        n = next((n for n in range(1, len(points) - 1) if order < points[n][0]), len(points) - 1)
-        (low, a), (high, b) = points[n - 1], points[n]
-        t = (order - low) / (high - low)
-        return [(a, weight * (1.0 - t)), (b, weight * t)]
-
-    def _interpolates(self, section: str, matches) -> bool:
-        if section not in self.sections:
-            return False
-        rows = set(matches[f"{section}.rows"].tolist())
-        columns = self.schema.labels[section]
-        return any(label.row in rows for a in columns if a.endswith("_bondorder") for label in columns[a])
-
-    def _has(self, section: str, attribute: str, row: int, term: int | None = None) -> bool:
-        return any(label.row == row and label.term == term for label in self.schema.labels[section].get(attribute, ()))
-
-    def _bond_value(self, attribute: str, row: int, order: float | None) -> list[tuple[int, float]]:
-        if order is not None and self._has("Bonds", f"{attribute}_bondorder", row):
-            return self._interpolated("Bonds", f"{attribute}_bondorder", row, None, order)
-        return self._one("Bonds", attribute, row)
-
-    def _bonds(self, u: int, matches, orders) -> None:
-        for atoms, row in _rows(matches, "Bonds"):
-            order = None if orders is None else orders[tuple(sorted(atoms))]
-            self._slot(
-                "Bonds",
-                u,
-                atoms,
-                k=self._bond_value("k", row, order),
-                length=self._bond_value("length", row, order),
+    def _entries(self, section: str, attribute: str, rows, terms=0, weights=1.0, bonds=None) -> _Entries:
+        """One slot a row; ``bonds`` (n, 2) are the atoms of which it may take a bond order."""
+        slot = np.arange(len(rows))
+        terms, weights = np.broadcast_to(terms, slot.shape), np.broadcast_to(weights, slot.shape).astype(np.float64)
+        points = self.parameters[section].points.get(attribute)
+        if not points:
+            return _Entries(slot, self._columns(section, attribute, rows, terms), weights)
+        between = np.array([key in points for key in zip(rows.tolist(), terms.tolist(), strict=True)], dtype=bool)
+        at = slot[~between]
+        plain = _Entries(at, self._columns(section, attribute, rows[at], terms[at]), weights[at])
+        more = [
+            (n, column, weight)
+            for n in slot[between].tolist()
+            for column, weight in _interpolated(
+                points[int(rows[n]), int(terms[n])], self.orders[tuple(sorted(bonds[n].tolist()))], float(weights[n])
             )
+        ]
+        return _Entries.joined(plain, _Entries.of(more))
 
-    def _propers(self, u: int, matches, orders, neighbors: np.ndarray) -> None:
-        handler = self.force_field.get_parameter_handler("ProperTorsions")
-        for atoms, row in _rows(matches, "ProperTorsions"):
-            parameter = handler.parameters[row]
-            auto = (neighbors[atoms[1]] - 1) * (neighbors[atoms[2]] - 1)
-            for n, periodicity in enumerate(parameter.periodicity, start=1):
-                weight = 1.0 / _idivf(parameter, n, handler.default_idivf, auto)
-                if self._has("ProperTorsions", "k_bondorder", row, n):
-                    order = orders[tuple(sorted(atoms[1:3]))]
-                    k = self._interpolated("ProperTorsions", "k_bondorder", row, n, order, weight)
-                else:
-                    k = self._one("ProperTorsions", "k", row, n, weight)
-                phase = self._one("ProperTorsions", "phase", row, n)
-                self._slot("ProperTorsions", u, atoms, int(periodicity), k=k, phase=phase)
+    # --- molecules --------------------------------------------------------------------------------------------------
 
-    def _impropers(self, u: int, matches) -> None:
+    def _molecule_of(self, atoms: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.merged.start, atoms[:, 0], side="right") - 1
+
+    def _add(self, section: str, atoms: np.ndarray, entries: dict[str, _Entries], offsets=None, **more) -> None:
+        """A section whose slots have these atoms of the merged molecule."""
+        molecule = self._molecule_of(atoms)
+        local = (atoms - self.merged.start[molecule][:, None]).astype(np.int32)
+        self._add_local(section, molecule, local, entries, offsets, **more)
+
+    def _add_local(self, section: str, molecule, atoms, entries, offsets=None, **more) -> None:
+        nothing = np.zeros(len(atoms))
+        matrices = {
+            a: one.matrix(self.schema, nothing if offsets is None else offsets[a]) for a, one in entries.items()
+        }
+        self.slots[section] = _Slots(molecule.astype(np.int32), atoms, matrices, **more)
+
+    def _particles(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(molecule, local index, place among all atoms and then all sites) of the particles, molecule by molecule."""
+        molecules = np.arange(len(self.molecules))
+        molecule = np.concatenate([np.repeat(molecules, self.n_atoms), np.repeat(molecules, self.n_sites)])
+        site = np.arange(len(self.sites[0])) - np.repeat(np.cumsum(self.n_sites) - self.n_sites, self.n_sites)
+        atom = np.arange(self.merged.start[-1]) - np.repeat(self.merged.start[:-1], self.n_atoms)
+        local = np.concatenate([atom, site + np.repeat(self.n_atoms, self.n_sites)])
+        order = np.argsort(molecule, kind="stable")
+        return molecule[order], local[order].astype(np.int32), order
+
+    def _records(self) -> tuple[Molecule, ...]:
+        names = [self.parameters["VirtualSites"].rows[row].name for row in self.sites[1].tolist()]
+        site = iter(names)
+        return tuple(
+            _record(molecule, key, part, tuple(itertools.islice(site, int(n))))
+            for molecule, key, part, n in zip(
+                self.molecules, self.keys, self.merged.parts, self.n_sites.tolist(), strict=True
+            )
+        )
+
+    def _exceptions(self) -> tuple[PairList, ...]:
+        """Pairs of particles that do not interact fully; a virtual site has those of its parent, and interacts neither
+        with it nor with the parent's other sites."""
+        separated = bonded_pairs(int(self.merged.start[-1]), self.merged.bonds)
+        atoms = np.concatenate([separated[1], separated[2], separated[3]])
+        scaled = np.arange(len(atoms)) >= len(separated[1]) + len(separated[2])
+        molecule = self._molecule_of(atoms)
+        order = np.argsort(molecule, kind="stable")
+        atoms, scaled = (atoms - self.merged.start[molecule][:, None]).astype(np.int32)[order], scaled[order]
+        bounds = np.cumsum([0, *np.bincount(molecule, minlength=len(self.molecules))]).tolist()
+        parents = iter((self.sites[0][:, 0] - self.merged.start[self._molecule_of(self.sites[0])]).tolist())
+        found = []
+        for u, (n_atoms, n_sites) in enumerate(zip(self.n_atoms.tolist(), self.n_sites.tolist(), strict=True)):
+            pairs, is_scaled = atoms[bounds[u] : bounds[u + 1]], scaled[bounds[u] : bounds[u + 1]]
+            if n_sites:
+                pairs, is_scaled = _inherited(n_atoms, pairs, is_scaled, list(itertools.islice(parents, n_sites)))
+            scales = (self.settings.vdw_scale14, self.settings.coulomb_scale14)
+            found.append(PairList(pairs, *(np.where(is_scaled, scale, 0.0) for scale in scales)))
+        return tuple(found)
+
+    def _find_bond_orders(self, bond_orders_from) -> None:
+        """``self.orders`` of the molecules that a parameter with bond orders matches."""
+        known: set[int] = set()
+        for section in ("Bonds", "ProperTorsions"):
+            if section not in self.matches:
+                continue
+            rows = {row for points in self.parameters[section].points.values() for row, _ in points}
+            atoms, of = self.matches[section]
+            method = self.force_field.get_parameter_handler(section).fractional_bondorder_method
+            for u in np.unique(self._molecule_of(atoms[np.isin(of, list(rows))])).tolist():
+                if u not in known:
+                    first = int(self.merged.start[u])
+                    found = _bond_orders(self.molecules[u], method, bond_orders_from)
+                    self.orders.update({(i + first, j + first): order for (i, j), order in found.items()})
+                    known.add(u)
+
+    # --- sections ---------------------------------------------------------------------------------------------------
+
+    def _plain(self, section: str, attributes: Sequence[str] = (), constants: Sequence[str] = ()) -> None:
+        """One slot a match, whose values stand in the force field; constants belong to the section."""
+        atoms, rows = self.matches[section]
+        attributes = attributes or SLOT_ATTRIBUTES[section]
+        entries = {a: self._entries(section, a, rows) for a in attributes}
+        entries.update({c: self._entries(section, c, np.full(len(rows), forcefield.OF_SECTION)) for c in constants})
+        self._add(section, atoms, entries)
+
+    def _bonds(self) -> None:
+        atoms, rows = self.matches["Bonds"]
+        self._add("Bonds", atoms, {a: self._entries("Bonds", a, rows, bonds=atoms) for a in ("k", "length")})
+
+    def _torsions(self, section: str, auto: np.ndarray):
+        """Every term of every match: (match, term from 1 on, row, periodicity, 1/idivf)."""
+        rows, parameters = self.matches[section][1], self.parameters[section].rows
+        default = self.force_field.get_parameter_handler(section).default_idivf
+        terms = {row: _terms(parameters[row], default) for row in np.unique(rows).tolist()}
+        flat = [
+            (match, n, row, periodicity, a if idivf is None else idivf)
+            for match, (row, a) in enumerate(zip(rows.tolist(), auto.tolist(), strict=True))
+            for n, (periodicity, idivf) in enumerate(terms[row], start=1)
+        ]
+        match, term, row, periodicity, idivf = zip(*flat, strict=True) if flat else ((), (), (), (), ())
+        divisor = np.array(idivf, dtype=np.float64)
+        if not np.all(divisor > 0):
+            bad = int(np.argmin(divisor > 0))
+            parameter = parameters[row[bad]]
+            name = f"{parameter.id or ''} {parameter.smirks}"
+            raise InputError(f"torsion {name}: idivf{term[bad]} must be positive, got {divisor[bad]}")
+        integers = (np.array(values, dtype=np.int64) for values in (match, term, row, periodicity))
+        return *integers, 1.0 / divisor
+
+    def _propers(self) -> None:
+        atoms = self.matches["ProperTorsions"][0]
+        neighbors = np.bincount(self.merged.bonds.ravel(), minlength=int(self.merged.start[-1]))
+        auto = (neighbors[atoms[:, 1]] - 1) * (neighbors[atoms[:, 2]] - 1)
+        match, term, row, periodicity, weight = self._torsions("ProperTorsions", auto)
+        entries = {
+            "k": self._entries("ProperTorsions", "k", row, term, weight, atoms[match, 1:3]),
+            "phase": self._entries("ProperTorsions", "phase", row, term),
+        }
+        self._add("ProperTorsions", atoms[match], entries, periodicity=periodicity.astype(np.int32))
+
+    def _impropers(self) -> None:
         """Trefoil: the central atom first, then the three cyclic orders of the others, each with k / idivf."""
-        handler = self.force_field.get_parameter_handler("ImproperTorsions")
-        for (a, center, b, c), row in _rows(matches, "ImproperTorsions"):
-            parameter = handler.parameters[row]
-            for n, periodicity in enumerate(parameter.periodicity, start=1):
-                weight = 1.0 / _idivf(parameter, n, handler.default_idivf, 3)
-                k = self._one("ImproperTorsions", "k", row, n, weight)
-                phase = self._one("ImproperTorsions", "phase", row, n)
-                for outer in ((a, b, c), (b, c, a), (c, a, b)):
-                    self._slot("ImproperTorsions", u, (center, *outer), int(periodicity), k=k, phase=phase)
+        atoms = self.matches["ImproperTorsions"][0]
+        each = self._torsions("ImproperTorsions", np.full(len(atoms), 3))
+        match, term, row, periodicity, weight = (np.repeat(values, 3) for values in each)
+        cyclic = np.array([(1, 0, 2, 3), (1, 2, 3, 0), (1, 3, 0, 2)])
+        trefoil = atoms[each[0]][:, cyclic].reshape(-1, 4)
+        entries = {
+            "k": self._entries("ImproperTorsions", "k", row, term, weight),
+            "phase": self._entries("ImproperTorsions", "phase", row, term),
+        }
+        self._add("ImproperTorsions", trefoil, entries, periodicity=periodicity.astype(np.int32))
 
-    def _lennard_jones(self, section: str, u: int, particle: tuple[int, ...], row: int) -> None:
-        """The vdW slot of an atom or virtual site, from a parameter of its section."""
-        if sigma := self._one(section, "sigma", row, optional=True):
-            size = sigma
-        else:
-            size = [(i, RMIN_HALF_TO_SIGMA) for i, _ in self._one(section, "rmin_half", row)]
-        self._slot("vdW", u, particle, sigma=size, epsilon=self._one(section, "epsilon", row))
+    def _lennard_jones(self) -> None:
+        """Atoms and virtual sites, whose parameters stand in their own section."""
+        sizes, depths = [], []
+        for section, rows in (("vdW", self.matches["vdW"][1]), ("VirtualSites", self.sites[1])):
+            if not len(rows):
+                continue
+            sigma = self.parameters[section].columns("sigma", rows)
+            without = np.flatnonzero(sigma < 0)
+            sigma[without] = self._columns(section, "rmin_half", rows[without])
+            weights = np.ones(len(rows))
+            weights[without] = RMIN_HALF_TO_SIGMA
+            sizes.append(_Entries(np.arange(len(rows)), sigma, weights))
+            depths.append(self._entries(section, "epsilon", rows))
+        molecule, local, order = self._particles()
+        entries = {}
+        for attribute, parts in (("sigma", sizes), ("epsilon", depths)):
+            _, column, value = _Entries.joined(*parts)
+            entries[attribute] = _Entries(np.arange(len(order)), column[order], value[order])
+        self._add_local("vdW", molecule, local[:, None], entries)
 
-    def _implicit_solvent(self, u: int, molecule, matches, sites) -> None:
-        if sites:
+    def _implicit_solvent(self) -> None:
+        if len(self.sites[0]):
+            molecule = self.molecules[self._molecule_of(self.sites[0])[0]]
             raise UnsupportedError(
                 f"{charges.describe(molecule)}: <GBSA> with <VirtualSites> is not supported: GBSA has no "
                 "parameters for virtual sites"
             )
-        for atoms, row in _rows(matches, "GBSA"):
-            radius, scale = self._one("GBSA", "radius", row), self._one("GBSA", "scale", row)
-            label = self.schema.flat[radius[0][0]]
+        for index in np.unique(self._columns("GBSA", "radius", self.matches["GBSA"][1])).tolist():
+            label = self.parameters["GBSA"].loaded("radius", index)
             if not label.loaded > gbsa.OFFSET:
                 raise InputError(f"{label}: {label.loaded:g} nm, but a radius must be above {gbsa.OFFSET} nm")
-            self._slot("GBSA", u, atoms, radius=radius, scale=scale)
+        self._plain("GBSA")
 
-    def _site_names(self, sites) -> tuple[str, ...]:
-        if not sites:
-            return ()
-        parameters = self.force_field.get_parameter_handler("VirtualSites").parameters
-        return tuple(parameters[row].name for _, row in sites)
+    def _virtual_sites(self) -> None:
+        atoms, rows = self.sites
+        entries, offsets = {}, {}
+        # a kind without in-plane angle stands opposite to the other atoms
+        for attribute, default in (("distance", 0.0), ("outOfPlaneAngle", 0.0), ("inPlaneAngle", np.pi)):
+            column = self.parameters["VirtualSites"].columns(attribute, rows)
+            given = np.flatnonzero(column >= 0)
+            entries[attribute] = _Entries(given, column[given], np.ones(len(given)))
+            offsets[attribute] = np.where(column >= 0, 0.0, default)
+        self._add("VirtualSites", atoms, entries, offsets, kind=np.array(self._site_kinds(), dtype=np.int32))
 
-    def _virtual_sites(self, u: int, sites) -> None:
-        if not sites:
-            return
-        parameters = self.force_field.get_parameter_handler("VirtualSites").parameters
-        slots = self.sections["VirtualSites"]
-        for atoms, row in sites:
-            slots.atoms.append(atoms)
-            slots.molecule.append(u)
-            slots.kind.append(SITE_KINDS.index(parameters[row].type))
-            # a kind without in-plane angle stands opposite to the other atoms
-            for attribute, default in (("distance", 0.0), ("outOfPlaneAngle", 0.0), ("inPlaneAngle", np.pi)):
-                entries = self._one("VirtualSites", attribute, row, optional=True)
-                slots.coordinates[attribute].slot(entries, 0.0 if entries else default)
+    def _site_kinds(self) -> list[int]:
+        return [SITE_KINDS.index(self.parameters["VirtualSites"].rows[row].type) for row in self.sites[1].tolist()]
 
-    def _charges(self, u: int, molecule, sites, given: charges.Given, allow_nonintegral: bool) -> None:
-        """Charges of the atoms, then of the virtual sites, whose increments are taken from the atoms of their frame."""
-        result = charges.assign(self.force_field, molecule, given)
-        n_atoms = molecule.n_atoms
-        entries: list[list[tuple[int, float]]] = [[] for _ in range(n_atoms + len(sites))]
-        total = float(result.base.sum())
-        flat = self.schema.flat
-        for atom, row, term, weight in result.entries:
-            attribute = "charge" if result.section == "LibraryCharges" else "charge_increment"
-            index = self.index[result.section, attribute, row, term, None]
-            entries[atom].append((index, weight))
-            total += weight * flat[index].loaded
-        formal = float(sum(atom.formal_charge.m for atom in molecule.atoms))
-        if abs(total - formal) > 0.01 and not allow_nonintegral:
-            raise UnassignedParameterError(
-                f"{charges.describe(molecule)}: charges from {result.method} sum to {total:.4f} e, the formal charge "
-                f"is {formal:g} e; pass allow_nonintegral_charges=True if that is wanted"
-            )
-        parameters = self.force_field.get_parameter_handler("VirtualSites").parameters if sites else ()
-        for site, (atoms, row) in enumerate(sites, start=n_atoms):
-            for term in range(1, N_ATOMS[SITE_KINDS.index(parameters[row].type)] + 1):
-                [(index, _)] = self._one("VirtualSites", "charge_increment", row, term)
-                entries[atoms[term - 1]].append((index, 1.0))
-                entries[site].append((index, -1.0))
-        slots = self.sections["Electrostatics"]
-        for particle, base in enumerate([*result.base.tolist(), *[0.0] * len(sites)]):
-            slots.atoms.append((particle,))
-            slots.molecule.append(u)
-            slots.coordinates["charge"].slot(entries[particle], base)
-        self.charge_methods.append(result.method)
+    def _charges(self, given: charges.Given, allow_nonintegral: bool) -> None:
+        """Charges of the atoms, then of the virtual sites, whose increments are taken from the atoms of their frame.
 
-    def _constraints(self, u: int, molecule, matches) -> None:
-        handler = self.force_field.get_parameter_handler("Constraints")
-        lengths = self._lengths(u)
-        for atoms, row in _rows(matches, "Constraints"):
-            if entry := self._one("Constraints", "distance", row, optional=True):
-                self._slot("Constraints", u, atoms, distance=entry)
-                continue
-            if tuple(sorted(atoms)) not in lengths:
+        Here slots count all atoms first, then all sites.
+        """
+        base, entries = [np.zeros(0)], []
+        for molecule, key, first in zip(self.molecules, self.keys, self.merged.start.tolist(), strict=False):
+            result = charges.assign(self.force_field, molecule, key, given)
+            total = float(result.base.sum())
+            for atom, row, term, weight in result.entries:
+                attribute = "charge" if result.section == "LibraryCharges" else "charge_increment"
+                index = int(self._columns(result.section, attribute, np.array([row]), term)[0])
+                entries.append((first + atom, index, weight))
+                total += weight * self.parameters[result.section].loaded(attribute, index).loaded
+            formal = float(sum(charge for _, charge, *_ in key[0]))
+            if abs(total - formal) > 0.01 and not allow_nonintegral:
                 raise UnassignedParameterError(
-                    f"{charges.describe(molecule)}: <Constraint smirks={handler.parameters[row].smirks!r}> has no "
-                    f"distance and atoms {list(atoms)} have no bond to take it from: add a distance"
+                    f"{charges.describe(molecule)}: charges from {result.method} sum to {total:.4f} e, the formal "
+                    f"charge is {formal:g} e; pass allow_nonintegral_charges=True if that is wanted"
                 )
-            self._slot("Constraints", u, atoms, distance=lengths[tuple(sorted(atoms))])
+            base.append(result.base)
+            self.charge_methods.append(result.method)
+        atoms, rows = self.sites
+        for site, (frame, row, kind) in enumerate(zip(atoms.tolist(), rows, self._site_kinds(), strict=True)):
+            for term, atom in enumerate(frame[: N_ATOMS[kind]], start=1):
+                index = int(self._columns("VirtualSites", "charge_increment", np.array([row]), term)[0])
+                entries.append((atom, index, 1.0))
+                entries.append((int(self.merged.start[-1]) + site, index, -1.0))
+        molecule, local, order = self._particles()
+        slot, column, value = _Entries.of(entries)
+        moved = _Entries(np.argsort(order)[slot], column, value)
+        offset = np.concatenate([*base, np.zeros(len(atoms))])[order]
+        self._add_local("Electrostatics", molecule, local[:, None], {"charge": moved}, {"charge": offset})
 
-    def _lengths(self, u: int) -> dict[tuple[int, ...], list[tuple[int, float]]]:
-        """The (parameter index, weight) entries of the equilibrium length of every bond of molecule u."""
-        if "Bonds" not in self.sections:
-            return {}
-        slots = self.sections["Bonds"]
-        length, first = slots.coordinates["length"], int(np.searchsorted(slots.molecule, u))
-        entries: dict[tuple[int, ...], list[tuple[int, float]]] = {}
-        for row, column, value in zip(length.rows, length.columns, length.values, strict=True):
-            if row >= first:
-                entries.setdefault(tuple(sorted(slots.atoms[row])), []).append((column, value))
-        return entries
-
-    def _exceptions(self, record: Molecule, parents: Sequence[int]) -> PairList:
-        """Pairs of particles that do not interact fully; a virtual site has those of its parent (``parents[n]``), and
-        interacts neither with it nor with the parent's other sites."""
-        separated = bonded_pairs(record.n_atoms, record.bonds)
-        atoms = np.concatenate([separated[1], separated[2], separated[3]])
-        scaled = np.arange(len(atoms)) >= len(separated[1]) + len(separated[2])
-        if len(parents):
-            atoms, scaled = _inherited(record.n_atoms, atoms, scaled, parents)
-        return PairList(
-            atoms,
-            np.where(scaled, self.settings.vdw_scale14, 0.0),
-            np.where(scaled, self.settings.coulomb_scale14, 0.0),
-        )
+    def _constraints(self) -> None:
+        """The distance in the force field, or that of the bond."""
+        atoms, rows = self.matches["Constraints"]
+        column = self.parameters["Constraints"].columns("distance", rows)
+        given, without = np.flatnonzero(column >= 0), np.flatnonzero(column < 0)
+        entries = _Entries(given, column[given], np.ones(len(given)))
+        if len(without):
+            bonds = self.matches["Bonds"][0] if "Bonds" in self.matches else np.zeros((0, 2), np.int32)
+            bond = {pair: n for n, pair in enumerate(map(tuple, bonds.tolist()))}
+            pairs = list(map(tuple, atoms[without].tolist()))
+            for n, pair in zip(without.tolist(), pairs, strict=True):
+                if pair not in bond:
+                    u = self._molecule_of(atoms[n : n + 1])[0]
+                    smirks = self.parameters["Constraints"].rows[rows[n]].smirks
+                    raise UnassignedParameterError(
+                        f"{charges.describe(self.molecules[u])}: <Constraint smirks={smirks!r}> has no distance and "
+                        f"atoms {(atoms[n] - self.merged.start[u]).tolist()} have no bond to take it from: add a "
+                        "distance"
+                    )
+            lengths = self.slots["Bonds"].assignment["length"]
+            of = np.array([bond[pair] for pair in pairs])
+            first, end = (np.searchsorted(lengths.rows, of, side) for side in ("left", "right"))
+            taken = np.concatenate([np.arange(a, b) for a, b in zip(first, end, strict=True)])
+            slot = np.repeat(without, end - first)
+            entries = _Entries.joined(entries, _Entries(slot, lengths.columns[taken], lengths.values[taken]))
+        self._add("Constraints", atoms, {"distance": entries})
 
 
 def _inherited(n_atoms: int, atoms: np.ndarray, scaled: np.ndarray, parents: Sequence[int]):
@@ -476,18 +541,25 @@ def _inherited(n_atoms: int, atoms: np.ndarray, scaled: np.ndarray, parents: Seq
     return np.array([pair[:2] for pair in pairs], dtype=np.int32), np.array([pair[2] for pair in pairs], dtype=bool)
 
 
-def _rows(matches: dict[str, np.ndarray], section: str) -> list[tuple[tuple[int, ...], int]]:
-    atoms, rows = matches[f"{section}.atoms"], matches[f"{section}.rows"]
-    return [(tuple(map(int, a)), int(r)) for a, r in zip(atoms, rows, strict=True)]
+def _interpolated(points: list[tuple[int, int]], order: float, weight: float) -> list[tuple[int, float]]:
+    """Piecewise linear in the bond order between the nearest two points, extrapolated beyond the ends."""
+    if len(points) == 1:
+        return [(points[0][1], weight)]
+    n = next((n for n in range(1, len(points) - 1) if order < points[n][0]), len(points) - 1)
+    (low, a), (high, b) = points[n - 1], points[n]
+    t = (order - low) / (high - low)
+    return [(a, weight * (1.0 - t)), (b, weight * t)]
 
 
-def _idivf(parameter, n: int, default, auto: float) -> float:
-    given = None if parameter.idivf is None or len(parameter.idivf) < n else parameter.idivf[n - 1]
-    if given is None:
-        given = auto if default in (None, "auto") else float(default)
-    if not float(given) > 0:
-        raise InputError(f"torsion {parameter.id or ''} {parameter.smirks}: idivf{n} must be positive, got {given}")
-    return float(given)
+def _terms(parameter, default) -> list[tuple[int, float | None]]:
+    """(periodicity, idivf) of every term of a torsion; idivf is None where it depends on the atoms."""
+    found: list[tuple[int, float | None]] = []
+    for n, periodicity in enumerate(parameter.periodicity):
+        given = None if parameter.idivf is None or len(parameter.idivf) <= n else parameter.idivf[n]
+        if given is None and default not in (None, "auto"):
+            given = default
+        found.append((int(periodicity), None if given is None else float(given)))
+    return found
 
 
 def _bond_orders(molecule, method: str, given) -> dict[tuple[int, ...], float]:
@@ -522,21 +594,29 @@ def _bond_orders(molecule, method: str, given) -> dict[tuple[int, ...], float]:
     }
 
 
-def _record(molecule, smiles: str, site_names: tuple[str, ...]) -> Molecule:
+def _record(molecule, key: tuple, part, site_names: tuple[str, ...]) -> Molecule:
     keys = ("residue_name", "residue_number", "chain_id")
-    known = any(k in atom.metadata for atom in molecule.atoms for k in keys)
-    name, number, chain = ([str(a.metadata.get(k, "")) for a in molecule.atoms] for k in keys)
+    atoms, (numbers, bonds) = list(molecule.atoms), key
+    known = any(k in atom.metadata for atom in atoms for k in keys)
+    name, number, chain = ([str(a.metadata.get(k, "")) for a in atoms] for k in keys)
     residues = tuple(zip(name, number, chain, strict=True)) if known else ()
-    bonds = list(molecule.bonds)
     return Molecule(
-        smiles=smiles,
+        mapped_smiles=Deferred(functools.partial(typing.mapped_smiles, part)),
         name=molecule.name or "",
-        atomic_numbers=np.array([a.atomic_number for a in molecule.atoms], dtype=np.int32),
-        formal_charges=np.array([int(a.formal_charge.m) for a in molecule.atoms], dtype=np.int32),
-        masses=np.array([a.mass.m_as("dalton") for a in molecule.atoms], dtype=np.float64),
-        bonds=np.array([[b.atom1_index, b.atom2_index] for b in bonds], dtype=np.int32).reshape(-1, 2),
-        bond_orders=np.array([b.bond_order for b in bonds], dtype=np.int32),
-        atom_names=tuple(a.name or f"{a.symbol}{i + 1}" for i, a in enumerate(molecule.atoms)),
+        atomic_numbers=np.array([number for number, *_ in numbers], dtype=np.int32),
+        formal_charges=np.array([charge for _, charge, *_ in numbers], dtype=np.int32),
+        masses=np.array([_mass(number) for number, *_ in numbers], dtype=np.float64),
+        bonds=np.array([bond[:2] for bond in bonds], dtype=np.int32).reshape(-1, 2),
+        bond_orders=np.array([bond[2] for bond in bonds], dtype=np.int32),
+        atom_names=tuple(a.name or f"{a.symbol}{i + 1}" for i, a in enumerate(atoms)),
         residues=residues,
         site_names=site_names,
     )
+
+
+@functools.cache
+def _mass(atomic_number: int) -> float:
+    """amu, as the toolkit has it."""
+    from openff.units.elements import MASSES
+
+    return float(MASSES[atomic_number].m_as("dalton"))

@@ -4,7 +4,6 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 
 from offjax import geometry
 from offjax.nonbonded.series import polynomial
@@ -73,6 +72,8 @@ def ewald_direct_polynomial(r2, sigma, epsilon, c6, alpha, cutoff):
 
 def _damping_host(x):
     """(1 - e^(-x) (1 + x + x^2/2)) / x^3 of a NumPy array: the incomplete gamma function P(3, x) / x^3."""
+    import scipy.special  # here: it doubles the time that importing offjax takes
+
     safe = np.maximum(x, 1e-3)  # below, 1/6 - x/8 + x^2/20 is exact to 1e-10 of x^3
     return np.where(x < 1e-3, 1 / 6 - x / 8 + x * x / 20 - x**3 / 72, scipy.special.gammainc(3, safe) / safe**3)
 

@@ -1,0 +1,23 @@
+"""A text that is made when it is first read."""
+
+from collections.abc import Callable
+
+
+class Deferred:
+    """``Deferred(make)()`` is ``make()``, called once; ``Deferred(text)()`` is the text. Pickled as the text.
+
+    >>> text = Deferred(lambda: "made")
+    >>> text()
+    'made'
+    """
+
+    def __init__(self, text: str | Callable[[], str]) -> None:
+        self._text = text
+
+    def __call__(self) -> str:
+        if not isinstance(self._text, str):
+            self._text = self._text()
+        return self._text
+
+    def __reduce__(self):
+        return Deferred, (self(),)
