@@ -613,8 +613,11 @@ def exceptions(system: System):
     """Pairs that do not interact fully, with their vdW and Coulomb scales, global indices."""
     topology = system.topology
     atoms = topology.tile([e.atoms for e in system.exceptions], 2)
-    vdw_scale = np.concatenate([np.zeros(0), *(system.exceptions[u].vdw_scale for u in topology.copies)])
-    coulomb_scale = np.concatenate([np.zeros(0), *(system.exceptions[u].coulomb_scale for u in topology.copies)])
+    each = topology.spread([len(e.atoms) for e in system.exceptions])
+    vdw_scale, coulomb_scale = (
+        np.concatenate([np.zeros(0), *(getattr(e, name) for e in system.exceptions)])[each]
+        for name in ("vdw_scale", "coulomb_scale")
+    )
     return atoms, vdw_scale, coulomb_scale
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from offjax.constants import COULOMB
+from offjax.energy import exceptions
 from offjax.errors import InputError, UnsupportedError
 from offjax.interop.openmm_user import user_forces
 from offjax.settings import EWALD_TOLERANCE, GBSASettings, OpenMMMethods, openmm_methods
@@ -67,16 +69,13 @@ def to_openmm(
     values = _slots(system, p)
     method = openmm_methods(system.nonbonded, system.has_vdw, "Electrostatics" in system.terms, system.box)
     made = openmm.System()
-    for mass in _masses(system, hydrogen_mass).tolist():
-        made.addParticle(mass)
+    _add(made, "addParticle", _masses(system, hydrogen_mass))
     _add_virtual_sites(system, values, made)
     if system.box is not None:
         made.setDefaultPeriodicBoxVectors(*system.box.tolist())
     if "Constraints" in system.terms:
         term = system.terms["Constraints"]
-        distance = values["Constraints"]["distance"][term.slot]
-        for (i, j), d in zip(term.atoms.tolist(), distance.tolist(), strict=True):
-            made.addConstraint(i, j, d)
+        _add(made, "addConstraint", *term.atoms.T, values["Constraints"]["distance"][term.slot])
 
     forces = _valence_forces(system, values, split_terms)
     nonbonded = {s: values[s] for s in ("vdW", "Electrostatics") if s in system.terms}
@@ -137,37 +136,46 @@ def _add_virtual_sites(system: System, values, made: openmm.System) -> None:
         made.setVirtualSite(first + n, openmm.LocalCoordinatesSite(atoms[:width], origin, x, y, point))
 
 
+def _add(made, method: str, *columns: np.ndarray | float) -> None:
+    """``made.method(*row)`` for every row of plain numbers.
+
+    The layer below OpenMM's Python methods is called, which would ask of every argument whether it has a unit.
+    """
+    import openmm
+
+    add = getattr(openmm._openmm, f"{type(made).__name__}_{method}")
+    numbers = [column.tolist() if isinstance(column, np.ndarray) else itertools.repeat(column) for column in columns]
+    collections.deque(map(add, itertools.repeat(made.this), *numbers), maxlen=0)
+
+
 # --- valence ----------------------------------------------------------------------------------------------------------
 
 
 def _valence_forces(system: System, values, split_terms: bool) -> dict[str, openmm.Force]:
     import openmm
 
-    def active(section: str, *attributes: str) -> tuple[list, ...]:
+    def active(section: str) -> tuple[np.ndarray, np.ndarray]:
+        """Atoms, one array for each place, and slots of the instances that have an energy."""
         term = system.terms[section]
         on = system.active[section][term.slot]
-        slot = term.slot[on]
-        return term.atoms[on].tolist(), slot, *(values[section][a][slot].tolist() for a in attributes)
+        return term.atoms[on].T, term.slot[on]
 
     forces: dict[str, openmm.Force] = {}
     if "Bonds" in system.terms:
         forces["Bonds"] = force = openmm.HarmonicBondForce()
-        atoms, _, length, k = active("Bonds", "length", "k")
-        for (i, j), l0, k0 in zip(atoms, length, k, strict=True):
-            force.addBond(i, j, l0, k0)
+        atoms, slot = active("Bonds")
+        _add(force, "addBond", *atoms, values["Bonds"]["length"][slot], values["Bonds"]["k"][slot])
     if "Angles" in system.terms:
         forces["Angles"] = force = openmm.HarmonicAngleForce()
-        atoms, _, angle, k = active("Angles", "angle", "k")
-        for (i, j, m), a0, k0 in zip(atoms, angle, k, strict=True):
-            force.addAngle(i, j, m, a0, k0)
+        atoms, slot = active("Angles")
+        _add(force, "addAngle", *atoms, values["Angles"]["angle"][slot], values["Angles"]["k"][slot])
     for section in ("ProperTorsions", "ImproperTorsions"):
         if section not in system.terms:
             continue
         force = forces.setdefault(section if split_terms else "Torsions", openmm.PeriodicTorsionForce())
-        atoms, slot, phase, k = active(section, "phase", "k")
-        periodicity = np.asarray(system.terms[section].periodicity)[slot].tolist()
-        for (i, j, m, n), times, shift, k0 in zip(atoms, periodicity, phase, k, strict=True):
-            force.addTorsion(i, j, m, n, times, shift, k0)
+        atoms, slot = active(section)
+        periodicity = np.asarray(system.terms[section].periodicity)[slot]
+        _add(force, "addTorsion", *atoms, periodicity, values[section]["phase"][slot], values[section]["k"][slot])
     return forces
 
 
@@ -190,28 +198,13 @@ def _nonbonded_force(system: System, values, method: OpenMMMethods) -> openmm.No
         force.setUseSwitchingFunction(True)
         force.setSwitchingDistance(method.switch)
 
-    topology = system.topology
-    charges = _per_molecule(system, values, "Electrostatics", "charge", 0.0)
-    sigmas = _per_molecule(system, values, "vdW", "sigma", 1.0)
-    epsilons = _per_molecule(system, values, "vdW", "epsilon", 0.0)
     particles = [
-        list(zip(q.tolist(), s.tolist(), e.tolist(), strict=True))
-        for q, s, e in zip(charges, sigmas, epsilons, strict=True)
+        _per_particle(system, values, "Electrostatics", "charge", 0.0),
+        _per_particle(system, values, "vdW", "sigma", 1.0),
+        _per_particle(system, values, "vdW", "epsilon", 0.0),
     ]
-    exceptions = [
-        _exceptions(system.exceptions[u], charges[u], sigmas[u], epsilons[u]) for u in range(len(topology.molecules))
-    ]
-    n_atoms = [m.n_atoms for m in topology.molecules]
-    for u in topology.copies.tolist():
-        for particle in particles[u][: n_atoms[u]]:
-            force.addParticle(*particle)
-    for u in topology.copies.tolist():
-        for particle in particles[u][n_atoms[u] :]:
-            force.addParticle(*particle)
-    pairs = iter(topology.tile([e.atoms for e in system.exceptions], 2).tolist())
-    for u in topology.copies.tolist():
-        for product, sigma, epsilon in exceptions[u]:
-            force.addException(*next(pairs), product, sigma, epsilon)
+    _add(force, "addParticle", *particles)
+    _add(force, "addException", *_exceptions(system, *particles), False)
     return force
 
 
@@ -219,29 +212,25 @@ def _both(system: System) -> bool:
     return "vdW" in system.terms and "Electrostatics" in system.terms
 
 
-def _per_molecule(system: System, values, section: str, attribute: str, default: float) -> list[np.ndarray]:
-    """One array (n_particles,) a unique molecule; ``default`` where the section is left out."""
-    arrays = [np.full(m.n_particles, default) for m in system.topology.molecules]
-    if section in values:
-        term = system.terms[section]
-        bounds = np.searchsorted(term.slot_molecule, np.arange(len(arrays) + 1))
-        for u, array in enumerate(arrays):
-            slots = slice(bounds[u], bounds[u + 1])
-            array[term.slot_atoms[slots, 0]] = values[section][attribute][slots]
-    return arrays
+def _per_particle(system: System, values, section: str, attribute: str, default: float) -> np.ndarray:
+    """(n_particles,); ``default`` where the section is left out."""
+    if section not in values:
+        return np.full(system.n_particles, default)
+    return values[section][attribute][system.terms[section].slot]
 
 
-def _exceptions(pairs, charge, sigma, epsilon) -> list[tuple[float, float, float]]:
-    """(charge product, sigma, epsilon) of every excluded or scaled pair of one molecule.
+def _exceptions(system: System, charge, sigma, epsilon) -> tuple[np.ndarray, ...]:
+    """Particles, charge product, sigma and epsilon of every excluded or scaled pair.
 
     A pair whose two scales are zero is written as OpenMM's createExceptionsFromBonds writes it: 0, 1 nm, 0.
     """
-    i, j = pairs.atoms[:, 0], pairs.atoms[:, 1]
-    excluded = (pairs.vdw_scale == 0) & (pairs.coulomb_scale == 0)
-    product = pairs.coulomb_scale * charge[i] * charge[j]
+    pairs, vdw_scale, coulomb_scale = exceptions(system)
+    i, j = pairs.T
+    excluded = (vdw_scale == 0) & (coulomb_scale == 0)
+    product = coulomb_scale * charge[i] * charge[j]
     mixed = np.where(excluded, 1.0, 0.5 * (sigma[i] + sigma[j]))
-    depth = pairs.vdw_scale * np.sqrt(epsilon[i] * epsilon[j])
-    return list(zip(product.tolist(), mixed.tolist(), depth.tolist(), strict=True))
+    depth = vdw_scale * np.sqrt(epsilon[i] * epsilon[j])
+    return i, j, product, mixed, depth
 
 
 def _gbsa_force(system: System, values) -> openmm.Force:

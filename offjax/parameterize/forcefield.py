@@ -376,9 +376,10 @@ def schema(force_field: ForceField, user_terms: Sequence[UserTerm] = ()) -> Sche
                 if defined is not None and (attribute in defined.constants) != (row == OF_SECTION):
                     continue
                 for (term, order), quantity in values(holder, attribute).items():
-                    if quantity.units not in units:
-                        units[quantity.units] = unit_factor(quantity.units)
-                    unit, factor = units[quantity.units]
+                    written = quantity.units
+                    if written not in units:
+                        units[written] = unit_factor(written)
+                    unit, factor = units[written]
                     if defined is not None:
                         _check_dimension(defined, attribute, quantity)
                     label = Label(
@@ -408,7 +409,7 @@ def values(parameter, attribute: str) -> dict[tuple[int | None, int | None], Any
     """The quantities of one attribute of a parameter, keyed by (term n of ``k<n>``, bond order m)."""
     value = getattr(parameter, attribute, None)
     # the toolkit derives sigma from rmin_half and the other way round; only what the file wrote is a parameter
-    if value is None or attribute == getattr(parameter, "_extra_nb_var", None):
+    if value is None or attribute == vars(parameter).get("_extra_nb_var"):
         return {}
     if isinstance(value, float):
         from openff.units import Quantity

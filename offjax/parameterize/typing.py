@@ -162,14 +162,14 @@ class _Chains:
         self.known_atoms: dict[str, np.ndarray] = {}
         self.known_bonds: dict[str, np.ndarray] = {}
         self.known_places: dict[tuple[str, int, int], np.ndarray] = {}
-        self.known_paths: dict[int, tuple[np.ndarray, list[np.ndarray]]] = {}
+        self.known_paths: dict[int, tuple[np.ndarray, np.ndarray, list[np.ndarray]]] = {}
 
     def matches(self, smirks: str, body: int) -> np.ndarray | None:
         """(n, body) atoms in the order of the tags, each match from both ends that it has; None if it is no chain."""
         atoms, bonds = _chain(smirks, body)
         if not atoms or any(_smarts(text) is None for text in (*atoms, *(f"*{text}*" for text in bonds))):
             return None
-        paths, steps = self._paths(body)
+        paths, _, steps = self._paths(body)
         middle = sorted(range(body), key=lambda n: abs(2 * n - body + 1))  # the ends are the least selective
         left = np.flatnonzero(np.logical_and.reduce([self._place(atoms[n], n, body) for n in middle[:2]]))
         for n in middle[2:]:
@@ -182,18 +182,20 @@ class _Chains:
         """For every path, whether its atom ``n`` is what is asked for."""
         key = text, n, body
         if key not in self.known_places:
-            self.known_places[key] = self._atoms(text)[self._paths(body)[0][:, n]]
+            self.known_places[key] = self._atoms(text)[self._paths(body)[1][n]]
         return self.known_places[key]
 
-    def _paths(self, body: int) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Paths of ``body`` atoms, from both ends, and for each step of them the number of the bond."""
+    def _paths(self, body: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """Paths of ``body`` atoms, from both ends; the same by place; and for each step the number of the bond."""
         if body not in self.known_paths:
             if body == 1:
                 paths = np.arange(self.merged.start[-1], dtype=np.int32)[:, None]
             else:
                 paths = bonded_paths(int(self.merged.start[-1]), self.merged.bonds, body - 1)
                 paths = np.concatenate([paths, paths[:, ::-1]])
-            self.known_paths[body] = paths, [self._numbers(paths[:, n : n + 2]) for n in range(body - 1)]
+            places = np.ascontiguousarray(paths.T.astype(np.intp))
+            steps = [self._numbers(places[n : n + 2].T) for n in range(body - 1)]
+            self.known_paths[body] = paths, places, steps
         return self.known_paths[body]
 
     def _numbers(self, pairs: np.ndarray) -> np.ndarray:
