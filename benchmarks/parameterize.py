@@ -4,8 +4,8 @@
 
 Every measurement is the first of its kind in a fresh process with an empty cache: the libraries are imported, the force
 field (openff-2.2.1) is read, the molecules exist and carry Gasteiger charges (which both engines are given) before the
-clock starts. Typing is included; the engines alternate. Printed are medians of seconds on the clock and of the processor,
-and of the ratios of processes that ran one after the other.
+clock starts. Typing is included; the engines alternate. Printed are medians of seconds on the clock and of the
+processor, and of the ratios of processes that ran one after the other.
 """
 
 import argparse

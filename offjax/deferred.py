@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 
 class Deferred:
-    """``Deferred(make)()`` is ``make()``, called once; ``Deferred(text)()`` is the text. Pickled as the text.
+    """``Deferred(make)()`` is ``make()``, called once; ``Deferred(text)()`` is the text. Compared and pickled as text.
 
     >>> text = Deferred(lambda: "made")
     >>> text()
@@ -18,6 +18,12 @@ class Deferred:
         if not isinstance(self._text, str):
             self._text = self._text()
         return self._text
+
+    def __eq__(self, other: object) -> bool:
+        return self() == other() if isinstance(other, Deferred) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self())
 
     def __reduce__(self):
         return Deferred, (self(),)

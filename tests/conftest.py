@@ -19,7 +19,7 @@ def rng():
 
 @pytest.fixture(autouse=True, scope="session")
 def private_cache(tmp_path_factory):
-    """Typing and charges are computed afresh in a test run, and cached within it."""
+    """Charges are computed afresh in a test run, and cached within it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OFFJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
