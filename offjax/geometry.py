@@ -19,9 +19,9 @@ def dot(a: Points, b: Points) -> Float[Array, "*batch"]:
 
 
 def safe_sqrt(x):
-    """Square root with derivative zero, instead of infinity, at x <= 0."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+    """Square root with value and derivative zero at x <= 0; not-a-number stays what it is."""
+    zero = x <= 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, x)))
 
 
 def norm(a: Points) -> Float[Array, "*batch"]:

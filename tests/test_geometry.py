@@ -17,6 +17,7 @@ def test_exact_values():
     a, b, c = np.eye(3)
     origin = np.zeros(3)
     assert geometry.norm(3.0 * a) == 3.0
+    assert np.isnan(geometry.norm(a * np.nan))
     assert geometry.angle(a, origin, b) == pytest.approx(np.pi / 2, abs=1e-16)
     assert geometry.angle(a, origin, -a) == np.pi
     assert geometry.dihedral(a, origin, b, b - c) == pytest.approx(np.pi / 2, abs=1e-15)

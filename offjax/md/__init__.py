@@ -6,7 +6,15 @@ mechanics: a System's ``to_jax()``, a pair potential and a neural network are us
 """
 
 from offjax.md.constraints import Constraints, distance_constraints
-from offjax.md.dynamics import Forces, Info, Integrator, State, maxwell_boltzmann, thermal_energy
+from offjax.md.dynamics import (
+    Forces,
+    Info,
+    Integrator,
+    State,
+    maxwell_boltzmann,
+    mixed_precision,
+    thermal_energy,
+)
 from offjax.md.integrators import (
     advance,
     brownian,
@@ -66,6 +74,7 @@ __all__ = [
     "maxwell_boltzmann",
     "mean_squared_displacement",
     "minimize",
+    "mixed_precision",
     "monte_carlo_barostat",
     "morse",
     "normal_modes",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from offjax.constants import GAS_CONSTANT
@@ -94,13 +95,7 @@ class Particles:
                 raise InputError(f"Forces must return the shape of the positions, {x.shape}, not {jnp.shape(forces)}")
             return jnp.full((), jnp.nan, x.dtype), forces, neighbors
         of = bound(self.energy, box, neighbors)
-        shape = jax.eval_shape(of, x).shape
-        if shape != ():
-            raise InputError(
-                f"the energy must be a scalar, not an array {shape}; a function that returns forces is given as "
-                "md.Forces(function)"
-            )
-        value, gradient = jax.value_and_grad(of)(x)
+        value, gradient = jax.value_and_grad(lambda x: scalar(of(x)))(x)
         return value, -gradient, neighbors
 
     @property
@@ -113,6 +108,8 @@ class Particles:
         masses = jnp.asarray(self.masses, x.dtype)
         if masses.ndim and masses.shape != (x.shape[0],):
             raise InputError(f"masses must be a number or have shape ({x.shape[0]},), got {masses.shape}")
+        if not isinstance(masses, jax.core.Tracer) and not np.all(np.asarray(masses) > 0):
+            raise InputError("masses must be positive: a particle without mass, a virtual site, cannot be moved")
         return masses[:, None] if masses.ndim else masses
 
     def move(self, x, dx, box):
@@ -125,9 +122,9 @@ class Particles:
         """x + dt v with constraints: new positions, and the velocities that lead there (RATTLE's first half)."""
         if self.constraints is None:
             return self.move(x, dt * v, box), v
-        moved = self.constraints.positions(x + dt * v, x, self.mass(x))
-        v = (moved - x) / dt
-        return self.move(x, moved - x, box), v
+        free = x + dt * v
+        moved = self.constraints.positions(free, x, self.mass(x))
+        return self.move(x, moved - x, box), v + (moved - free) / dt  # (moved - x)/dt would carry x's rounding error
 
     def project(self, x, v):
         """Velocities without a component along the constraints."""
@@ -147,9 +144,12 @@ class Particles:
 
     def start(self, key, positions, velocities, kT, box, neighbors, drift_free: bool, extra=()) -> State:
         """The first State; velocities that are not given are drawn at ``kT`` (zero if that is None)."""
-        x = jnp.asarray(positions)
-        if x.ndim != 2:
-            raise InputError(f"positions must have shape (n, dimension), got {x.shape}; use jax.vmap for replicas")
+        x = points("positions", positions)
+        self.mass(x)
+        if not isinstance(key, jax.Array):
+            raise InputError(f"key must be a random key, jax.random.key(seed), got {key!r}")
+        if not isinstance(kT, jax.core.Tracer | None) and np.any(np.asarray(kT) < 0):
+            raise InputError(f"kT must not be negative, got {kT}")
         box = None if box is None else jnp.asarray(box, x.dtype)
         key, mine = jax.random.split(key)
         if velocities is not None:
@@ -171,10 +171,59 @@ class Particles:
         return Info(state.energy, kinetic, state.energy + kinetic + added, 2.0 * kinetic / dof)
 
 
+def points(name: str, x):
+    """``x`` as an array, if it is one of points.
+
+    Raises
+    ------
+    InputError
+        Not floating-point numbers of shape (n, dimension).
+    """
+    x = jnp.asarray(x)
+    if x.ndim != 2:
+        raise InputError(f"{name} must have shape (n, dimension), got {x.shape}; use jax.vmap for replicas")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InputError(f"{name} must be floating-point numbers, got {x.dtype}")
+    return x
+
+
+def scalar(energy):
+    """``energy``, what a function of the user's returned, if it is one.
+
+    Raises
+    ------
+    InputError
+        Not one real floating-point number.
+    """
+    number = isinstance(energy, jax.Array | np.ndarray | np.generic | float | int | complex)
+    if number and jnp.shape(energy) == () and jnp.issubdtype(jnp.result_type(energy), jnp.floating):
+        return energy
+    found = f"an array {jnp.result_type(energy)} {jnp.shape(energy)}" if number else f"a {type(energy).__name__}"
+    raise InputError(
+        f"the energy must be a floating-point scalar, not {found}; dynamics take a function that returns forces as "
+        "md.Forces(function)"
+    )
+
+
 def bound(energy: Callable, box, neighbors) -> Callable:
     """The energy as a function of positions alone: ``box`` and ``neighbors`` are passed on where there are any."""
     extra = {k: v for k, v in (("box", box), ("neighbors", neighbors)) if v is not None}
     return lambda x: energy(x, **extra)
+
+
+def mixed_precision(energy: Callable, dtype="float32") -> Callable:
+    """``energy`` at positions and box that are rounded to ``dtype``: single forces, while time steps are double.
+
+    What is cheap in single precision is, and what must not be rounded at every step, positions, velocities and
+    constraints, stays in the type of the positions that the dynamics is started with. Make neighbour lists with
+    positions of ``dtype``. OpenMM calls the same so.
+    """
+
+    def rounded(x, box=None, neighbors=None):
+        box = None if box is None else jnp.asarray(box, dtype)
+        return bound(energy, box, neighbors)(x.astype(dtype))
+
+    return rounded
 
 
 def current(neighbors, x, box):

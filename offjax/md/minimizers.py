@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from offjax import geometry
 from offjax.errors import InputError
+from offjax.md.dynamics import points, scalar
 
 DENSE_LIMIT = 600
 """Up to this many coordinates the Hessian is built and decomposed; beyond, conjugate residuals use products with it."""
@@ -108,9 +109,7 @@ def minimize(
     InputError
         ``x0`` is not (n, dimension), or there is no such ``hessian``.
     """
-    x0 = jnp.asarray(x0)
-    if x0.ndim != 2:
-        raise InputError(f"x0 must have shape (n, dimension), got {x0.shape}; use jax.vmap for many starts")
+    x0 = points("x0", x0)
     if hessian not in (None, "dense", "iterative"):
         raise InputError(f'hessian must be None, "dense" or "iterative", got {hessian!r}')
     method = lbfgs() if method is None else method
@@ -140,7 +139,7 @@ def run(evaluate: Callable, x0, method: Descent, tolerance, max_steps, systems: 
     state = method.init(evaluate, x0, systems)
 
     def moving(state, steps):
-        return (systems.largest(state.forces) > tolerance) & (steps < max_steps)
+        return (systems.largest(state.forces) > tolerance) & (steps < max_steps) & ~jnp.isnan(state.energy)
 
     def advance(carry):
         state, steps = carry
@@ -157,7 +156,7 @@ def run(evaluate: Callable, x0, method: Descent, tolerance, max_steps, systems: 
     steps = jnp.zeros(state.energy.shape, int)
     state, steps = jax.lax.while_loop(lambda carry: jnp.any(moving(*carry)), advance, (state, steps))
     largest = systems.largest(state.forces)
-    return Minimum(state.positions, state.energy, largest, steps, largest <= tolerance)
+    return Minimum(state.positions, state.energy, largest, steps, (largest <= tolerance) & ~jnp.isnan(state.energy))
 
 
 def implicit(find: Callable, evaluate: Callable, solve: Callable) -> Callable:
@@ -199,7 +198,7 @@ def descend(energy: Callable, x0, *args: Any, method: Descent | None = None, ste
     """
     method = lbfgs() if method is None else method
     evaluate = _evaluation(lambda x: energy(x, *args))
-    state = method.init(evaluate, jnp.asarray(x0))
+    state = method.init(evaluate, points("x0", x0))
     state, _ = jax.lax.scan(lambda state, _: (method.step(evaluate, state), None), state, length=steps)
     largest = ALONE.largest(state.forces)
     return Minimum(state.positions, state.energy, largest, jnp.asarray(steps), jnp.asarray(False))
@@ -440,7 +439,7 @@ def _two_loop(forces, moves, changes, weights, curvature, order, systems):
 
 def _evaluation(energy):
     def evaluate(x):
-        value, gradient = jax.value_and_grad(energy)(x)
+        value, gradient = jax.value_and_grad(lambda x: scalar(energy(x)))(x)
         return value, -gradient
 
     return evaluate

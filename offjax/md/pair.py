@@ -8,6 +8,7 @@ u(r_ij).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float
 
 from offjax import geometry
 from offjax.errors import InputError
+from offjax.md.space import NearestImage
 from offjax.nonbonded import blocks
 from offjax.nonbonded.series import distance, inverse
 
@@ -59,17 +61,22 @@ def smooth_cutoff(potential: Callable, onset: float, cutoff: float) -> Callable:
     if not 0 <= onset < cutoff:
         raise InputError(f"smooth_cutoff needs 0 <= onset < cutoff, got {onset} and {cutoff}")
 
-    c2, o2 = cutoff**2, onset**2
-    scale = 1.0 / (c2 - o2) ** 3
+    return _SmoothCutoff(potential, onset, cutoff)
 
-    def cut(r, **parameters):
-        r = jnp.minimum(r, cutoff)
+
+@dataclass(frozen=True, eq=False)
+class _SmoothCutoff:
+    potential: Callable
+    onset: float
+    cutoff: float
+
+    def __call__(self, r, **parameters):
+        c2, o2 = self.cutoff**2, self.onset**2
+        r = jnp.minimum(r, self.cutoff)
         r2 = r * r
         left = jnp.maximum(c2 - r2, 0.0)
-        s = jnp.where(r < onset, 1.0, left * left * (c2 + 2.0 * r2 - 3.0 * o2) * scale)
-        return s * potential(r, **parameters)
-
-    return cut
+        s = jnp.where(r < self.onset, 1.0, left * left * (c2 + 2.0 * r2 - 3.0 * o2) * (1.0 / (c2 - o2) ** 3))
+        return s * self.potential(r, **parameters)
 
 
 def pair_energy(
@@ -104,9 +111,9 @@ def pair_energy(
     the pair.
 
     With ``neighbors``, a list of :func:`offjax.nonbonded.neighbors.neighbor_list`, the sum runs over the pairs within
-    the list's cutoff, in one to three dimensions; the box, if there is one, must be given in the call, and
-    ``potential`` must not close over values that are to be differentiated. Numbers, tables and values of particles cost
-    little there; matrices (n, n) make the derivatives slower.
+    the list's cutoff, in one to three dimensions; the box, if there is one, must be given in the call. Numbers, tables
+    and values of particles are cheap then; with matrices (n, n), and where ``potential`` closes over traced values,
+    derivatives take about four times as long.
 
     The diagonal i = j is not part of the sum in any derivative: it is evaluated at the values of a neighbouring pair
     and thrown away, so it adds no NaN however the potential behaves at r = 0 and whatever stands on the diagonal
@@ -115,7 +122,8 @@ def pair_energy(
     Raises
     ------
     InputError
-        A parameter of another shape, or one value a particle without a rule to combine them.
+        A parameter of another shape, or one value a particle without a rule to combine them; a box shorter than twice
+        the cutoff of a :func:`smooth_cutoff` (the energy is not-a-number where the box is traced).
     """
     rules = dict(combine or {})
     kinds = None if species is None else np.asarray(species)
@@ -141,7 +149,10 @@ def pair_energy(
             for name, value in values.items()
         }
         u = jnp.where(itself, 0.0, potential(geometry.safe_sqrt(r2), **values))
-        return 0.5 * jnp.sum(u, dtype=accumulate)
+        total = 0.5 * jnp.sum(u, dtype=accumulate)
+        if isinstance(potential, _SmoothCutoff) and isinstance(displacement, NearestImage):
+            total *= displacement.reaches(potential.cutoff, box)
+        return total
 
     return energy
 
@@ -169,8 +180,18 @@ def _of_list(potential, x, box, neighbors, parameters, species, rules, accumulat
         of_pairs = {name: of(first, second) for name, of in pairs.items()}
         return potential(distance(r2), **constant, **of_pairs, **dict(zip(matrices, elements, strict=True)))
 
+    one = jnp.ones((), x.dtype)
+    several = (one,) * len(columns)
+    _, hidden = jax.closure_convert(of_r2, one, several, several, *(one for _ in matrices))
     return blocks.pair_energy(
-        of_r2, neighbors, x, box, tuple(columns), matrices=tuple(matrices.values()), accumulate=accumulate
+        of_r2,
+        neighbors,
+        x,
+        box,
+        tuple(columns),
+        matrices=tuple(matrices.values()),
+        plain=bool(hidden),
+        accumulate=accumulate,
     )
 
 

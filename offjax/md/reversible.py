@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from offjax.errors import InputError
+from offjax.md.dynamics import points, scalar
 
 
 def reversible_trajectory(
@@ -53,8 +54,8 @@ def reversible_trajectory(
     InputError
         Wrong shapes, no steps, or some of ``kT``, ``friction`` and ``key`` without the others.
     """
-    x, v = jnp.asarray(positions), jnp.asarray(velocities)
-    if x.ndim != 2 or x.shape != v.shape:
+    x, v = points("positions", positions), points("velocities", velocities)
+    if x.shape != v.shape:
         raise InputError(f"positions and velocities must both be (n, dimension), got {x.shape} and {v.shape}")
     if steps < 1:
         raise InputError(f"reversible_trajectory needs at least one step, got {steps}")
@@ -72,7 +73,7 @@ def reversible_trajectory(
 def _kick(converted, theta, x, sign):
     """sign dt/2 f/m."""
     args, hidden, m, dt, *_ = theta
-    return -sign * 0.5 * dt * jax.grad(lambda x: converted(x, *args, *hidden))(x) / m
+    return -sign * 0.5 * dt * jax.grad(lambda x: scalar(converted(x, *args, *hidden)))(x) / m
 
 
 def _noise(theta, key, k, shape):

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offjax.errors import InputError, SimulationError
+from offjax.errors import InputError, NeighborListError, SimulationError
 from offjax.interop.files import write_atomically
 from offjax.md.dynamics import Info, Integrator, State
 from offjax.nonbonded.blocks import compiler_options
@@ -88,10 +88,11 @@ def simulate(
     Raises
     ------
     SimulationError
-        A position, velocity or energy is not finite: the message has the step, the particle and, with ``by_term``,
-        the terms that are not finite. Or a neighbour list overflows again and again.
+        A position, velocity or energy is not finite, or a position or velocity so large that a step has no digits left
+        (6e11 in double precision, 1.5e5 in single): the message has the step, the particle and, with ``by_term``, the
+        terms that are not finite. Or there is no neighbour list, for the box has become too small.
     InputError
-        Intervals that do not fit together.
+        Intervals that do not fit together; no State.
     """
     if every < 1 or steps < start:
         raise InputError(f"simulate needs every >= 1 and steps >= start, got {every}, {steps} and {start}")
@@ -137,8 +138,15 @@ def _block(integrator: Integrator, state: State, n):
 
 
 def _finite(state: State, has_energy: bool):
-    values = (state.positions, state.velocities, state.energy if has_energy else state.forces)
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(v)) for v in values]))
+    """Whether all numbers are finite, and no position or velocity so large that it has lost its digits."""
+    results = (state.energy if has_energy else state.forces,)
+    small = [jnp.all(jnp.abs(v) < _too_large(v.dtype)) for v in (state.positions, state.velocities)]
+    return jnp.all(jnp.stack([*small, *(jnp.all(jnp.isfinite(v)) for v in results)]))
+
+
+def _too_large(dtype) -> float:
+    """6e11 in double precision, 1.5e5 in single precision: what is left of one step are few digits."""
+    return float(jnp.finfo(dtype).eps) ** -0.75
 
 
 def _run_block(run, integrator, state, step, n, by_term):
@@ -152,16 +160,25 @@ def _run_block(run, integrator, state, step, n, by_term):
             headroom = 1.25
             state = run(state, int(good))[0]
             step, n = step + int(good), n - int(good)
-        if headroom > 2.0 or not _needs_longer_list(run(state, 1)[0]):
+        after = run(state, 1)[0]
+        if headroom > 2.0 or not _needs_longer_list(after):
             raise SimulationError(_report(integrator, state, step + 1, by_term))
-        longer = state.neighbors.reallocated(state.positions, state.box, headroom=headroom)
+        if state.positions.ndim > 2:
+            raise SimulationError(f"step {step + 1}: a replica's neighbour list overflows: make it with headroom=2")
+        try:
+            longer = state.neighbors.reallocated(after.positions, after.box, headroom=headroom)
+        except (InputError, NeighborListError) as error:
+            raise SimulationError(f"step {step + 1}: there is no neighbour list: {error}") from error
+        longer = longer.update(state.positions, state.box, rebuild=True)
         state, headroom = state._replace(neighbors=longer), 1.3 * headroom
 
 
 def _needs_longer_list(state: State) -> bool:
     """Whether a State is not finite only since its list has overflowed."""
     return (
-        state.neighbors is not None and bool(state.neighbors.overflow) and bool(jnp.all(jnp.isfinite(state.positions)))
+        state.neighbors is not None
+        and bool(jnp.any(state.neighbors.overflow))
+        and bool(jnp.all(jnp.isfinite(state.positions)))
     )
 
 
@@ -169,22 +186,34 @@ def _report(integrator, state, step, by_term) -> str:
     """What is wrong in the step after ``state``."""
     after, _ = jax.jit(integrator.step)(state)
     text = f"step {step} is not finite: {_where(after)}"
-    largest = int(jnp.argmax(jnp.sum(state.forces**2, axis=-1)))
-    force = float(jnp.linalg.norm(state.forces[largest]))
-    text += f"; in the step before, the largest force was {force:.3g} on particle {largest}"
+    forces = np.linalg.norm(np.asarray(state.forces), axis=-1)
+    largest = np.unravel_index(np.argmax(forces), forces.shape)
+    text += f"; in the step before, the largest force was {forces[largest]:.3g} on {_named(largest)}"
     if by_term is not None:
         text += _terms(by_term, after)
     advice = ". Minimise first, or take a smaller time step"
+    if state.box is not None:
+        advice += "; the box must stay longer than twice the cutoff"
     return text + advice + ("" if integrator.has_energy else ", and check the sign of the forces")
 
 
 def _where(state: State) -> str:
     for name in ("positions", "velocities", "forces"):
-        bad = np.nonzero(~np.isfinite(np.asarray(getattr(state, name))).all(axis=-1))[0]
+        values = np.asarray(getattr(state, name))
+        limit = np.inf if name == "forces" else _too_large(values.dtype)
+        bad = np.argwhere(~(np.abs(values) < limit).all(axis=-1))
         if len(bad):
             more = f" and {len(bad) - 1} others" if len(bad) > 1 else ""
-            return f"{name} of particle {bad[0]}{more}"
-    return f"the potential energy is {float(state.energy)}"
+            worst = np.max(np.abs(values[tuple(bad[0])]))
+            large = f" (finite, but {worst:.3g}: it has exploded)" if np.isfinite(worst) else ""
+            return f"{name} of {_named(bad[0])}{more}{large}"
+    return f"the potential energy is {np.asarray(state.energy)}"
+
+
+def _named(index) -> str:
+    """A particle by its number; of many replicas too."""
+    *replica, particle = (int(i) for i in index)
+    return f"particle {particle}" + "".join(f" of replica {i}" for i in replica)
 
 
 def _terms(by_term, state: State) -> str:
@@ -196,6 +225,8 @@ def _terms(by_term, state: State) -> str:
 
 
 def _check_start(integrator: Integrator, state: State, step: int, by_term) -> None:
+    if not isinstance(state, State):
+        raise InputError(f"simulate starts from a State, integrator.init(key, positions), not a {type(state).__name__}")
     if not bool(_finite(state, integrator.has_energy)):
         terms = "" if by_term is None else _terms(by_term, state)
         raise SimulationError(f"step {step}, the start, is not finite: {_where(state)}{terms}")

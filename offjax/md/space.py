@@ -8,7 +8,8 @@ A :class:`Space` is the pair of pure functions (displacement, shift), the conven
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,13 +66,38 @@ def periodic(box=None, *, wrap: bool = True) -> Space:
     """
     default = None if box is None else check_box(box)
 
-    def displacement(a: Points, b: Points, box=None) -> Points:
-        return nearest_image(a - b, _chosen(box, default))
-
     def shift(x: Points, dx: Points, box=None) -> Points:
         return wrapped(x + dx, _chosen(box, default)) if wrap else x + dx
 
-    return Space(displacement, shift)
+    return Space(NearestImage(default), shift)
+
+
+@dataclass(frozen=True, eq=False)
+class NearestImage:
+    """The displacement of a periodic space."""
+
+    box: Any
+
+    def __call__(self, a: Points, b: Points, box=None) -> Points:
+        """The vector from b to the nearest image of a."""
+        return nearest_image(a - b, _chosen(box, self.box))
+
+    def reaches(self, cutoff: float, box=None):
+        """1 if no two images of a particle are within ``cutoff`` of another, else not-a-number.
+
+        Raises
+        ------
+        InputError
+            They are, in a box whose values are known.
+        """
+        box = _chosen(box, self.box)
+        traced = isinstance(box, jax.core.Tracer)
+        sides = box if jnp.ndim(box) < 2 else (jnp if traced else np).diagonal(box)
+        if traced:
+            return jnp.where(jnp.all(2.0 * cutoff <= sides * (1.0 + 1e-6)), 1.0, jnp.nan)
+        if not np.all(2.0 * cutoff <= np.asarray(sides) * (1.0 + 1e-6)):
+            raise InputError(f"the cutoff {cutoff} is more than half of the smallest box edge {np.min(sides):g}")
+        return 1.0
 
 
 def nearest_image(difference: Points, box) -> Points:
@@ -86,6 +112,8 @@ def wrapped(x: Points, box) -> Points:
 
 def _subtract_rows(x: Points, box, whole) -> Points:
     box = jnp.asarray(box, x.dtype)
+    if box.ndim and box.shape[-1] != x.shape[-1]:
+        raise InputError(f"a box {box.shape} is none of points in {x.shape[-1]} dimensions")
     if box.ndim < 2:
         return x - box * whole(x / box)
     for k in reversed(range(box.shape[0])):

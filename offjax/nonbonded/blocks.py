@@ -34,6 +34,7 @@ def pair_energy(
     parameters: Sequence[Float[Array, " atom"]] = (),
     *,
     matrices: Sequence[Float[Array, "atom atom"]] = (),
+    plain: bool = False,
     accumulate: str | None = None,
 ) -> Float[Array, ""]:
     """The energy of all pairs i < j of the list that are within its cutoff.
@@ -43,14 +44,17 @@ def pair_energy(
     potential
         ``u(r2, first, second)``: elementwise, symmetric in the atoms; ``first`` and ``second`` are tuples as long as
         ``parameters``, with the values of either atom. Called at r2 <= cutoff^2 only, and made of functions of its
-        arguments and of constants: whatever is to be differentiated must be in ``parameters``.
+        arguments and of constants: whatever is to be differentiated must be in ``parameters``, or ``plain`` be set.
     box
         As in the list: None, (3,) or (3, 3).
     parameters
         Arrays (n_atoms,) of the dtype of the positions.
     matrices
         Arrays (n_atoms, n_atoms): ``u`` takes their elements of the pair after ``second``, and a pair is the mean of
-        (i, j) and (j, i). With matrices all derivatives are plain ones, slower than the one pass.
+        (i, j) and (j, i).
+    plain
+        Differentiate the sum as it is written, slower than the one pass: for a ``potential`` that closes over values
+        that are to be differentiated, and wherever there are matrices.
     accumulate
         ``"float64"``: pairs are computed in the dtype of the positions and summed in float64.
 
@@ -59,20 +63,25 @@ def pair_energy(
     NeighborListError
         Outside ``jit``: the list has overflowed, or is stale at these positions. Inside ``jit`` the energy is NaN.
     """
-    energy, bad = _checked_energy(potential, accumulate, positions, box, tuple(parameters), neighbors, tuple(matrices))
+    if plain or matrices:
+        energy = partial(_plain_energy, matrices=tuple(matrices))
+        value, bad = _checked(energy, potential, accumulate, positions, box, tuple(parameters), neighbors)
+    else:
+        value, bad = _checked_energy(potential, accumulate, positions, box, tuple(parameters), neighbors)
     neighbors.refuse(bad)
-    return energy
+    return value
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _checked_energy(potential, accumulate, positions, box, parameters, neighbors, matrices):
+def _checked_energy(potential, accumulate, positions, box, parameters, neighbors):
+    return _checked(_energy, potential, accumulate, positions, box, parameters, neighbors)
+
+
+def _checked(energy, potential, accumulate, positions, box, parameters, neighbors):
     bad = neighbors.unusable(positions, box)
     x, h = neighbors.unwrapped(positions, box)
-    if matrices:
-        energy = _plain_energy(potential, accumulate, x, h, parameters, neighbors, matrices)
-    else:
-        energy = _energy(potential, accumulate, x, h, parameters, neighbors)
-    return energy * jnp.where(bad, jnp.nan, 1.0).astype(energy.dtype), bad
+    value = energy(potential, accumulate, x, h, parameters, neighbors)
+    return value * jnp.where(bad, jnp.nan, 1.0).astype(value.dtype), bad
 
 
 def compiler_options() -> dict[str, Any]:

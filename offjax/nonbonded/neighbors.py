@@ -139,6 +139,8 @@ class NeighborList:
     def reallocated(self, positions, box=None, *, headroom: float = 1.25) -> NeighborList:
         """A list of sufficient capacity for these positions; outside ``jit`` only. See :func:`neighbor_list`."""
         x, h = _arguments(self, positions, box)
+        if h is not None:
+            check_box(np.asarray(h), self.cutoff, self.skin)
         return _allocate(x, h, self.exclusions, self.cutoff, self.skin, headroom)
 
 
@@ -274,6 +276,8 @@ def shifts(entries, box):
 
 def _arguments(neighbors, positions, box):
     x = _in_space(jnp.asarray(positions))
+    if x.dtype == jnp.float64:
+        x = x.astype(neighbors.positions.dtype)  # a list is of the positions, rounded as those of the energy are
     if x.shape != neighbors.positions.shape:
         raise InputError(f"positions must have shape {neighbors.positions.shape} as in the list, got {x.shape}")
     if x.dtype != neighbors.positions.dtype:

@@ -307,6 +307,24 @@ def test_float32_positions_with_float64_kinetic_energy():
     assert info.kinetic_energy.dtype == jnp.float64
 
 
+def test_mixed_precision_rounds_forces_and_not_positions():
+    """Beside all in double precision, with a list in single: forces differ by rounding, and positions keep theirs."""
+    x, _ = argon()
+    box = jnp.full(3, 3.6)
+    pair = md.pair_energy(md.smooth_cutoff(md.lennard_jones, 1.3, 1.6), md.periodic().displacement)
+    listed = neighbor_list(x.astype(jnp.float32), box, cutoff=1.6, skin=0.1)
+    runs = []
+    for energy, neighbors in ((pair, None), (md.mixed_precision(pair), listed)):
+        integrator = md.velocity_verlet(energy, 0.004)
+        state = integrator.init(KEY, x, kT=1.0, box=box, neighbors=neighbors)
+        runs.append(md.simulate(integrator, state, 20, every=20).state)
+    double, mixed = runs
+    assert mixed.positions.dtype == mixed.forces.dtype == jnp.float64 and mixed.energy.dtype == jnp.float32
+    assert mixed.neighbors.positions.dtype == jnp.float32
+    assert 0 < jnp.max(jnp.abs(mixed.forces - double.forces)) < 1e-4 * jnp.max(jnp.abs(double.forces))
+    assert 0 < jnp.max(jnp.abs(mixed.positions - double.positions)) < 1e-6
+
+
 # --- beside OpenMM ----------------------------------------------------------------------------------------------------
 
 

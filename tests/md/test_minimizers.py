@@ -56,6 +56,9 @@ def test_a_lennard_jones_triangle_has_its_known_energy(method):
 def test_not_a_number_and_too_few_steps_do_not_converge(start):
     found = minimize(lambda x: jnp.sum(jnp.log(x)), -jnp.ones((2, 2)))
     assert not found.converged
+    for energy in (lambda x: jnp.nan * jnp.sum(x), lambda x: jnp.sum(x**2) + jnp.nan):
+        found = minimize(energy, start)
+        assert not found.converged and found.steps == 0
     found = minimize(quadratic, start, 0.0, 1.0, max_steps=2)
     assert not found.converged and found.steps == 2
 

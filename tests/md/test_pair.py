@@ -157,6 +157,12 @@ def test_matrices_with_a_list_never_use_their_diagonal(rng):
     listed = neighbor_list(x, cutoff=1.5, skin=0.2)
     sigma = jnp.asarray(rng.uniform(1, 2, size=(12, 12))).at[np.diag_indices(12)].set(0.0)
 
+    def closed(diameter, neighbors):  # the same where the potential closes over what is differentiated
+        return pair_energy(lambda r: soft_sphere(r, sigma=diameter), free().displacement)(x, neighbors=neighbors)
+
+    slopes = [jax.jit(jax.grad(closed))(1.2, n) for n in (None, listed)]
+    assert slopes[0] > 1 and slopes[1] == pytest.approx(float(slopes[0]), rel=1e-12)
+
     @jax.jit
     def derivatives(x, sigma, neighbors):
         of = lambda x, sigma: energy(x, neighbors=neighbors, sigma=sigma)  # noqa: E731

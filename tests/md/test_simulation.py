@@ -11,6 +11,7 @@ import pytest
 from offjax import md
 from offjax.errors import InputError, SimulationError, UnsupportedError
 from offjax.md.reporters import DCDReporter, HDF5Reporter, XYZReporter
+from offjax.nonbonded.neighbors import neighbor_list
 from tests.samples import positions, system
 
 KEY = jax.random.key(3)
@@ -153,8 +154,6 @@ def test_wrong_intervals_are_refused(chain):
 
 def fluid():
     """A periodic Lennard-Jones fluid with a list."""
-    from offjax.nonbonded.neighbors import neighbor_list
-
     grid = np.stack(np.meshgrid(*[np.arange(6)] * 3), -1).reshape(-1, 3) * 1.15
     box = jnp.full(3, 6.9)
     listed = neighbor_list(grid, box, cutoff=1.6, skin=0.3, headroom=1.0)
@@ -214,10 +213,63 @@ def test_forces_of_the_wrong_sign_end_the_run_at_the_first_step_that_is_not_fini
     state = integrator.init(jax.random.key(0), jnp.ones((3, 2)))
     step = jax.jit(integrator.step)
     count, last = 0, state
-    while np.isfinite(last.positions).all() and np.isfinite(last.forces).all():
+    while (np.abs(last.velocities) < 5e11).all() and np.isfinite(last.forces).all():
         count, last = count + 1, step(last)[0]
     with pytest.raises(SimulationError, match=f"step {count} is not finite"):
         md.simulate(integrator, state, 5000, every=50)
+
+
+def test_an_explosion_names_the_replica_and_a_box_that_shrinks_too_far_its_step():
+    grid = jnp.asarray(np.array(list(np.ndindex(3, 3, 3))) * 1.2)
+    pair = md.pair_energy(md.smooth_cutoff(md.lennard_jones, 1.2, 1.6), md.periodic().displacement)
+    box = jnp.full(3, 3.6)
+    newton = md.velocity_verlet(pair, 0.005)
+    starts = jnp.stack([grid, grid.at[4].set(grid[3] + 1e-3)])
+    replicas = jax.vmap(lambda key, x: newton.init(key, x, box=box))(jax.random.split(jax.random.key(0), 2), starts)
+    with pytest.raises(
+        SimulationError, match="step 1 is not finite: .*particle 3 of replica 1 and 1 others .*exploded"
+    ):
+        md.simulate(newton._replace(step=jax.vmap(newton.step)), replicas, 100)
+    pressed = md.nose_hoover_npt(pair, 0.004, 1.0, 50.0, 0.5, 0.5)
+    for listed, message in ((neighbor_list(grid, box, cutoff=1.6, skin=0.1), "half of the smallest"), (None, "twice")):
+        state = pressed.init(jax.random.key(0), grid, box=box, neighbors=listed)
+        with pytest.raises(SimulationError, match=f"step [1-9].*{message}"):
+            md.simulate(pressed, state, 100)
+    with pytest.raises(InputError, match="half of the smallest box edge 3"):
+        pair(grid, box=3.0)
+
+
+WRONG = {
+    "scalar, not an array": lambda x: jnp.sum(x**2, axis=1),
+    "scalar, not a tuple": lambda x: (jnp.sum(x**2), 0.0),
+    "scalar, not a NoneType": lambda x: None,
+    "scalar, not an array int": lambda x: 3,
+}
+
+
+def test_a_wrong_energy_start_or_number_is_named():
+    key, x = jax.random.key(0), jnp.ones((3, 2))
+    for message, energy in WRONG.items():
+        for use in (
+            md.velocity_verlet(energy, 0.1).init,
+            lambda _, x, energy=energy: md.minimize(energy, x),
+            lambda _, x, energy=energy: md.descend(energy, x, steps=2),
+        ):
+            with pytest.raises(InputError, match=message):
+                use(key, x)
+    good = md.velocity_verlet(wells, 0.1)
+    with pytest.raises(InputError, match="floating-point"):
+        good.init(key, np.ones((3, 2), int))
+    with pytest.raises(InputError, match="random key"):
+        good.init(0, x)
+    with pytest.raises(InputError, match="kT must"):
+        good.init(key, x, kT=-1.0)
+    with pytest.raises(InputError, match="masses must be positive"):
+        md.velocity_verlet(wells, 0.1, masses=[1.0, 0.0, 1.0]).init(key, x)
+    with pytest.raises(InputError, match="State"):
+        md.simulate(good, x, 10)
+    with pytest.raises(InputError, match="points in 2 dimensions"):
+        md.periodic(np.ones(3)).displacement(x, x)
 
 
 def test_forces_are_refused_where_an_energy_is_needed_and_an_array_is_no_energy():
