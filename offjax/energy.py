@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from offjax import interactions, virtual_sites
 from offjax.errors import InputError, PrecisionError, UnsupportedError
@@ -28,6 +27,8 @@ from offjax.terms.user import UserTerm
 from offjax.topology import reduced_box
 
 if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
     from offjax.system import System
 
 MAX_ATOMS = 8000

@@ -6,11 +6,17 @@ derivative is zero by convention, in forward and reverse mode, to any order: the
 argument of the singular function is replaced before it is called.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-Points = Float[Array, "*batch 3"]
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    Points = Float[Array, "*batch 3"]
 
 
 def dot(a: Points, b: Points) -> Float[Array, "*batch"]:

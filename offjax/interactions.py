@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from offjax import geometry
 from offjax.constants import REACTION_FIELD_DIELECTRIC
@@ -22,6 +22,9 @@ from offjax.nonbonded.neighbors import NeighborList
 from offjax.nonbonded.series import inverse_root
 from offjax.terms import electrostatics, vdw
 from offjax.terms.user import UserTerm
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,18 @@ away from the other atoms. Source: SMIRNOFF specification, section VirtualSites;
 LocalCoordinatesSite as OpenFF Interchange fills it, so that OpenMM puts its particles at the same points.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from offjax import geometry
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
 
 KINDS = ("BondCharge", "MonovalentLonePair", "DivalentLonePair", "TrivalentLonePair")
 """The types of the specification; a site's ``kind`` is an index into this tuple."""

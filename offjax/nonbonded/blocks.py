@@ -14,16 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float
 
 from offjax.nonbonded.neighbors import CHUNK, IMAGES, LANES, ROW, NeighborList, image_numbers, slots
 
-Potential = Callable[[Array, tuple[Array, ...], tuple[Array, ...]], Array]
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+
+Potential = Callable[[jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]], jax.Array]
 
 
 def pair_energy(

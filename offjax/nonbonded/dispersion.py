@@ -1,12 +1,17 @@
 """The long-range dispersion correction: what a cutoff and a switching function take from the Lennard-Jones energy."""
 
+from __future__ import annotations
+
 import math
 from math import comb
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 
 def long_range_energy(

@@ -7,13 +7,16 @@ J. Chem. Phys. 103, 8577 (1995).
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from offjax.constants import COULOMB
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
 
 MIN_GRID = 6
 """The smallest number of grid points along a box vector."""

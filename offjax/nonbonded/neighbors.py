@@ -13,14 +13,17 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from offjax.errors import InputError, NeighborListError
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int, UInt8
+
 
 LANES = 8
 """Atoms in a block."""

@@ -1,9 +1,15 @@
 """Periodic boxes: images, volume and reciprocal vectors of three box vectors (rows of a (3, 3) array, nm)."""
 
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from __future__ import annotations
 
-Box = Float[Array, "3 3"]
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
+
+    Box = Float[Array, "3 3"]
 
 
 def minimum_image(difference: Float[Array, "*batch 3"], box: Box) -> Float[Array, "*batch 3"]:

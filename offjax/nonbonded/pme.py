@@ -4,17 +4,25 @@ The strengths are spread on a grid with B-splines of order 5; the Fourier transf
 splines, approximates the structure factor. Source: U. Essmann et al., J. Chem. Phys. 103, 8577 (1995).
 """
 
+from __future__ import annotations
+
 import functools
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from offjax.constants import COULOMB
 from offjax.nonbonded.ewald import Ewald
-from offjax.nonbonded.periodic import Box, reciprocal_vectors, volume
+from offjax.nonbonded.periodic import reciprocal_vectors, volume
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    from offjax.nonbonded.periodic import Box
+
 
 ORDER = 5
 

@@ -1,11 +1,17 @@
 """``<Angles>``: harmonic angle bending."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from offjax import geometry
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
 
 _LINEAR = 0.03
 """rad; closer to pi than this, the square is expanded so that it has no cusp (sin^2 below 1e-3)."""

@@ -1,8 +1,13 @@
 """``<Bonds>``: harmonic bond stretching."""
 
-from jaxtyping import Array, Float, Int
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from offjax import geometry
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
 
 
 def potential(r, k, length):

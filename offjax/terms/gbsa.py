@@ -25,13 +25,19 @@ Truhlar, Chem. Phys. Lett. 246, 122 (1995) (HCT); A. Onufriev, D. Bashford and D
 OBC2 stands for, adds 2 (1/o_i - 1/L) to the bracket where atom i lies inside s_j altogether; its HCT and OBC1 do not.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from offjax import geometry
 from offjax.constants import COULOMB
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
 
 OFFSET = 0.009
 """nm: what is taken off the intrinsic radius."""

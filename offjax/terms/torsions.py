@@ -1,9 +1,15 @@
 """``<ProperTorsions>`` and ``<ImproperTorsions>``: one cosine a term."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from offjax import geometry
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
 
 
 def potential(phi, k, phase, periodicity):

@@ -13,14 +13,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from offjax import geometry
 from offjax.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
 
 
 class Kind(NamedTuple):
