@@ -487,10 +487,25 @@ class PlainBatch:
         """Energies, kJ/mol, and forces (n_rows, 3), kJ/mol/nm."""
         return self.terms.energies_and_forces(_vector(p, self.schema, positions.dtype), positions, self.n_conformers)
 
+    def charges(self, p: ParameterSet, positions: Float[Array, "row 3"]) -> Float[Array, " row"]:
+        """Charge of every atom row, e."""
+        return self.terms.charges(_vector(p, self.schema, positions.dtype), positions)
+
     def gradients(self, p: ParameterSet, positions, v: Float[Array, "row 3"], columns: Int[Array, " k"]):
         """Gradient of U_c + v . F_c of each conformer in some entries of ``p.to_vector()``: (n_conformers, k)."""
+
+        def along(energies, x):
+            u, du = jax.jvp(energies, (x,), (v,))
+            return u - du
+
+        return self.rows(p, positions, columns, along)[2]
+
+    def rows(self, p: ParameterSet, positions, columns: Int[Array, " k"], function):
+        """(n_conformers,) ``function(energies, positions)``, its gradient (row, 3), and that in some entries of
+        ``p.to_vector()``, (n_conformers, k): see :meth:`offjax.batching.plain.PlainTerms.rows`.
+        """
         theta = _vector(p, self.schema, positions.dtype)
-        return self.terms.gradients(theta, positions, v, self.n_conformers, columns)
+        return self.terms.rows(theta, positions, self.n_conformers, columns, function)
 
 
 def _run(theta, conformers: Conformers, forces: bool):

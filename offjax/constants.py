@@ -31,6 +31,9 @@ GAS_CONSTANT = 1e-3 * BOLTZMANN * AVOGADRO
 KCAL = 4.184
 """One thermochemical kilocalorie, kJ (exact)."""
 
+SPEED_OF_LIGHT = 0.0299792458
+"""Speed of light in vacuum, cm/ps (exact)."""
+
 ANGSTROM = 0.1
 """One angstrom, nm (exact)."""
 

@@ -50,18 +50,25 @@ class PlainTerms:
         """Energy of each of ``n`` conformers, kJ/mol; ``theta`` the force-field vector, ``x`` all atom rows in nm."""
         return self._energies(self._values(theta, x.dtype), x, n)
 
-    def gradients(self, theta, x: Float[Array, "row 3"], v: Float[Array, "row 3"], n: int, columns):
-        """d(U_c + v . F_c)/d theta of each conformer c in some ``columns`` of theta, (n, len(columns)).
+    def charges(self, theta, x: Float[Array, "row 3"]) -> Float[Array, " row"]:
+        """Charge of every atom row, e."""
+        if "Electrostatics" not in self.values:
+            return jnp.zeros(len(x), x.dtype)
+        return _affine(self.values["Electrostatics"]["charge"], theta, x.dtype)
 
-        Every term has values of its own here, so that one gradient in them, first forward along ``v``, then reverse,
-        holds the rows of all conformers.
+    def rows(self, theta, x: Float[Array, "row 3"], n: int, columns, function):
+        """``function(energies, x) -> (n,)`` of each conformer, its gradient in x, and in some ``columns`` of theta.
+
+        ``energies(x) -> (n,)`` may be differentiated within; a conformer's value must depend on that conformer alone.
+        Every term has values of its own here, so that one reverse pass holds the rows (n, len(columns)) of all
+        conformers.
         """
 
-        def total(values):
-            u, du = jax.jvp(lambda x: self._energies(values, x, n), (x,), (v,))
-            return jnp.sum(u - du)
+        def total(values, x):
+            each = function(lambda y: self._energies(values, y, n), x)
+            return jnp.sum(each), each
 
-        slopes = jax.grad(total)(self._values(theta, x.dtype))
+        (slopes, pull), each = jax.grad(total, (0, 1), has_aux=True)(self._values(theta, x.dtype), x)
         outside = len(columns)
         place = jnp.full(len(theta), outside).at[columns].set(jnp.arange(outside))
         rows = jnp.zeros((n, outside), x.dtype)
@@ -70,7 +77,7 @@ class PlainTerms:
                 of, weights, _ = self.values[section][attribute]
                 at = (self.conformer[section][:, None], place[of])
                 rows = rows.at[at].add(jnp.asarray(weights, x.dtype) * slope[:, None], mode="drop")
-        return rows
+        return each, pull, rows
 
     def _values(self, theta, dtype):
         return {s: {a: _affine(v, theta, dtype) for a, v in d.items()} for s, d in self.values.items()}

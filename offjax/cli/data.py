@@ -18,7 +18,7 @@ def data(
             "--format",
             "-F",
             metavar="FORMAT",
-            help="spice-hdf5, descent-arrow, extended-xyz, qc-json or forcebalance-qdata; none: by the file's name.",
+            help="spice-hdf5, descent-arrow, extended-xyz, qc-json or forcebalance-qdata (-vdata, -optgeo).",
         ),
     ] = None,
     molecule: Annotated[

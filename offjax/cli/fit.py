@@ -77,6 +77,7 @@ def finish(result, benchmark: bool) -> None:
     from offjax.cli.benchmark import show
     from offjax.fit import benchmark as benchmarks
     from offjax.fit import summary
+    from offjax.fit.targets import QUANTITIES
     from offjax.interop.units import short
 
     minima = None
@@ -89,10 +90,9 @@ def finish(result, benchmark: bool) -> None:
     def cell(value: float | None) -> str:
         return "-" if value is None else f"{value:.4g}"
 
-    units = {"energy": "kJ/mol", "force": "kJ/mol/nm"}
     columns = [("RMSE against QM", "left"), ("training before", "right"), ("after", "right")]
     columns += [("held out before", "right"), ("after", "right")]
-    rows = [(f"{row[0]} ({units[row[0]]})", *map(cell, row[1:])) for row in summary(result)]
+    rows = [("{} ({})".format(*QUANTITIES[row[0]]), *map(cell, row[1:])) for row in summary(result)]
     tables.show("", columns, rows)
     table = result.table()
     order = table["shift_in_widths"].abs().sort_values(ascending=False, kind="stable").index[:5]

@@ -18,6 +18,7 @@ import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from offjax.constants import DEGREE
 from offjax.errors import InputError
 from offjax.interop.forcebalance import Sign
 from offjax.interop.reading import Format
@@ -34,9 +35,16 @@ class DataSet(_Table):
     """``[[data]]``: one file of reference data."""
 
     path: Path
-    kind: Literal["energies", "torsion-profiles"] = Field(
-        "energies", description="energies and forces of geometries as they are, or of torsion drives that are relaxed"
-    )
+    kind: Literal[
+        "energies",
+        "torsion-profiles",
+        "optimized-geometries",
+        "minimum-gradients",
+        "hessians",
+        "vibrations",
+        "interaction-energies",
+        "electrostatic-potentials",
+    ] = Field("energies", description="what is compared; energies: energies and forces of geometries as they are")
     format: Format | None = Field(None, description="none: what the file's name says")
     include: list[str] = Field(default_factory=list, description="names or wildcards of molecules; empty: all")
     exclude: list[str] = Field(default_factory=list, description="names or wildcards of molecules to leave out")
@@ -163,6 +171,56 @@ class Relaxation(_Table):
     max_steps: Annotated[int, Field(ge=1)] = 5000
 
 
+class OptimizedGeometries(_Table):
+    """``[optimized_geometries]``: see :mod:`offjax.fit.targets.geometries`. A type with the scale 0 is not fitted."""
+
+    bond_scale: NonNegative = Field(0.005, description="nm")
+    angle_scale: NonNegative = Field(8.0, description="degree")
+    torsion_scale: NonNegative = Field(20.0, description="degree")
+    improper_scale: NonNegative = Field(20.0, description="degree")
+    tolerance: Positive = Field(0.01, description="kJ/mol/nm: largest force at a minimum")
+    max_steps: Annotated[int, Field(ge=1)] = 5000
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """By type of internal coordinate, nm and rad."""
+        degrees = {"angle": self.angle_scale, "torsion": self.torsion_scale, "improper": self.improper_scale}
+        return {"bond": self.bond_scale} | {k: v * DEGREE for k, v in degrees.items()}
+
+
+class MinimumGradients(_Table):
+    """``[minimum_gradients]``: see :mod:`offjax.fit.targets.gradients`."""
+
+    scale: Positive = Field(200.0, description="kJ/mol/nm: a force of this size counts as 1")
+
+
+class Hessians(_Table):
+    """``[hessians]``: see :mod:`offjax.fit.targets.hessians`."""
+
+    scale: Positive = Field(10_000.0, description="kJ/mol/nm^2/amu: a root mean square error of this size counts as 1")
+
+
+class Vibrations(_Table):
+    """``[vibrations]``: see :mod:`offjax.fit.targets.vibrations`."""
+
+    scale: Positive = Field(50.0, description="1/cm: a root mean square error of this size counts as 1")
+    tolerance: Positive = Field(0.01, description="kJ/mol/nm: largest force at a minimum")
+    max_steps: Annotated[int, Field(ge=1)] = 5000
+
+
+class InteractionEnergies(_Table):
+    """``[interaction_energies]``: see :mod:`offjax.fit.targets.interactions`."""
+
+    scale: Positive = Field(2.0, description="kJ/mol: an error of this size counts as 1")
+    attenuate: bool = Field(True, description="errors of repulsive complexes count relative to the repulsion")
+
+
+class ElectrostaticPotentials(_Table):
+    """``[electrostatic_potentials]``: see :mod:`offjax.fit.targets.potentials`."""
+
+    scale: Positive = Field(5.0, description="kJ/mol/e: a root mean square error of this size counts as 1")
+
+
 class Optimizer(_Table):
     """``[optimizer]``: method and stopping. Tolerances are relative to the scaled variables and to the objective."""
 
@@ -215,6 +273,12 @@ class FitConfig(_Table):
     split: Split = Split()
     objective: Objective = Objective()
     relaxation: Relaxation = Relaxation()
+    optimized_geometries: OptimizedGeometries = OptimizedGeometries()
+    minimum_gradients: MinimumGradients = MinimumGradients()
+    hessians: Hessians = Hessians()
+    vibrations: Vibrations = Vibrations()
+    interaction_energies: InteractionEnergies = InteractionEnergies()
+    electrostatic_potentials: ElectrostaticPotentials = ElectrostaticPotentials()
     optimizer: Optimizer = Optimizer()
     workers: Workers = Workers()
     output: Output = Output()
@@ -224,6 +288,9 @@ class FitConfig(_Table):
     def _whole_batches(self):
         if self.workers.n_shards and self.optimizer.minibatch is not None:
             raise ValueError("optimizer.minibatch cannot be combined with [workers]: leave one of them out")
+        kinds = sorted({d.kind for d in self.data} - {"energies", "torsion-profiles"})
+        if kinds and self.optimizer.minibatch is not None:
+            raise ValueError(f"optimizer.minibatch cannot be combined with data of the kind {', '.join(kinds)}")
         return self
 
     @classmethod

@@ -347,8 +347,11 @@ def analyse(data: Prepared, config: FitConfig, x, *, top: int = 10) -> Conflicts
     Raises
     ------
     UnsupportedError
-        The fit has relaxed torsion profiles.
+        The fit has relaxed torsion profiles, or data of other kinds than energies.
     """
+    if data.components:
+        kinds = ", ".join(component.kind for component in data.components)
+        raise UnsupportedError(f"conflicts of data of the kind {kinds} are not supported: leave them out")
     if data.targets.relaxation is not None:
         raise UnsupportedError(
             'conflicts of relaxed torsion profiles (kind = "torsion-profiles") are not supported: leave them out, '

@@ -26,9 +26,10 @@ from jaxtyping import Float
 from offjax.batch import SystemBatch
 from offjax.errors import InputError, UnsupportedError
 from offjax.fit import targets
-from offjax.fit.config import FitConfig, Objective, Relaxation, Workers
+from offjax.fit.config import FitConfig, Workers
 from offjax.fit.free import FreeParameters
-from offjax.fit.objective import FitObjective, Parts
+from offjax.fit.objective import ComponentParts, FitObjective, Parts
+from offjax.fit.targets import components
 from offjax.interop.files import write_atomically
 from offjax.interop.records import Record
 
@@ -43,14 +44,15 @@ class Shard:
     batch: SystemBatch
     records: list[Record]
     weights: np.ndarray
-    config: Objective
-    relaxation: Relaxation
+    config: FitConfig
     free: FreeParameters
 
     def objective(self) -> FitObjective:
         """The part of the objective that these molecules make, without prior."""
-        packed = targets.build(self.batch, self.records, self.weights, self.config, self.relaxation)
-        return FitObjective(packed, self.free, 0.0)
+        c = self.config
+        packed = targets.build(self.batch, self.records, self.weights, c.objective, c.relaxation)
+        others = components.build(self.batch.systems, self.records, self.weights, c)
+        return FitObjective(packed, self.free, 0.0, components=others)
 
 
 def evaluate(path: str, method: str, x: np.ndarray) -> Any:
@@ -66,14 +68,17 @@ def _objective(path: str) -> FitObjective:
     return cloudpickle.loads(Path(path).read_bytes()).objective()
 
 
-def parts(path: str, x: np.ndarray) -> tuple[list[float], list[np.ndarray], list[np.ndarray]]:
-    """On a worker: a shard's sums of squares for energies and forces with the number of failed minimisations, and each
-    molecule's energies and forces.
+def parts(path: str, x: np.ndarray) -> tuple[list[float], list[np.ndarray], list[np.ndarray], dict[str, Any]]:
+    """On a worker: a shard's sums of squares for energies and forces with the number of failed minimisations, each
+    molecule's energies and forces, and its components by kind, with their members.
     """
     found = evaluate(path, "parts", x)
-    packed = _objective(path).data.targets
+    data = _objective(path).data
+    packed = data.targets
     energies, forces = (packed.batch.unpack(v, packed.conformers) for v in (found.energies, found.forces))
-    return [found.energy, found.force, found.unconverged], energies, forces
+    pairs = zip(data.components, found.components, strict=True)
+    others = {component.kind: (component.members, at._replace(found=None)) for component, at in pairs}
+    return [found.energy, found.force, found.unconverged], energies, forces, others
 
 
 class DistributedObjective(FitObjective):
@@ -86,8 +91,10 @@ class DistributedObjective(FitObjective):
 
     starts = None
 
-    def __init__(self, whole: targets.Targets, free: FreeParameters, prior_weight: float, shards, files, client):
-        super().__init__(whole, free, prior_weight)
+    def __init__(
+        self, whole: targets.Targets, free: FreeParameters, prior_weight: float, components, shards, files, client
+    ):
+        super().__init__(whole, free, prior_weight, components=components)
         self.shards, self.files, self.client = shards, files, client
         self.scalar = self._traceable()
 
@@ -130,10 +137,31 @@ class DistributedObjective(FitObjective):
             molecules = [v for part in found for v in part[k]]
             return jnp.asarray(whole.batch.flatten([molecules[m] for m in order], whole.conformers))
 
-        sums = zip(*(sums for sums, _, _ in found), strict=True)
+        sums = zip(*(part[0] for part in found), strict=True)
         energy, force, unconverged = (jnp.asarray(sum(column)) for column in sums)
         prior = jnp.asarray(0.5 * np.sum(self._priors(x)[0] ** 2))
-        return Parts(energy, force, prior, flat(1), flat(2), None, unconverged)
+        others = tuple(self._merged(component, [part[3] for part in found]) for component in self.data.components)
+        return Parts(energy, force, prior, flat(1), flat(2), None, unconverged, others)
+
+    def component_normals(self, x):
+        """Workers add up all kinds of data."""
+        raise UnsupportedError("the blocks of single kinds of data are not computed by workers; leave out [workers]")
+
+    def _merged(self, component, found: list[dict[str, Any]]) -> ComponentParts:
+        """One component from its parts in the shards."""
+        place = {m: i for i, m in enumerate(component.members)}
+        value, unconverged = 0.0, 0
+        losses = np.zeros(len(place))
+        errors: dict[str, np.ndarray] = {}
+        for shard, others in zip(self.shards, found, strict=True):
+            if component.kind in others:
+                members, at = others[component.kind]
+                at_record = [place[shard[m]] for m in members]
+                value, unconverged = value + at.value, unconverged + at.unconverged
+                losses[at_record] = at.losses
+                for quantity, squares in at.errors.items():
+                    errors.setdefault(quantity, np.full(len(place), np.nan))[at_record] = squares
+        return ComponentParts(jnp.asarray(value), losses, errors, jnp.asarray(unconverged), None)
 
     def _traceable(self):
         """f as a function that JAX can trace and differentiate once: its value and gradient come from the workers."""
@@ -182,14 +210,19 @@ def shared(config: FitConfig, prepared) -> Iterator[FitObjective]:
                 SystemBatch.from_systems([prepared.systems[m] for m in chosen]),
                 [prepared.records[m] for m in chosen],
                 prepared.weights[chosen],
-                config.objective,
-                config.relaxation,
+                config,
                 prepared.free,
             )
             files.append(os.path.abspath(os.path.join(folder, f"shard-{k}")))
             write_atomically(files[-1], cloudpickle.dumps(shard))
         yield DistributedObjective(
-            prepared.targets, prepared.free, config.objective.prior_weight, shards, files, client
+            prepared.targets,
+            prepared.free,
+            config.objective.prior_weight,
+            prepared.components,
+            shards,
+            files,
+            client,
         )
 
 

@@ -32,6 +32,7 @@ from offjax.fit.objective import FitObjective
 from offjax.fit.progress import Silent
 from offjax.fit.result import FitResult, MoleculeResult
 from offjax.fit.stopping import Kept
+from offjax.fit.targets import CONFORMERS, Component, components
 from offjax.interop import reading, torsiondrives
 from offjax.interop.files import write_atomically
 from offjax.interop.records import Problem, Record
@@ -164,7 +165,8 @@ def make_optimizer(config: FitConfig) -> optimizers.Optimizer:
 class Prepared:
     """Records and Systems in one order, the split, the free parameters and the packed targets.
 
-    ``weights`` (molecule,) are those of the data sets, 0 for held-out molecules.
+    ``weights`` (molecule,) are those of the data sets, 0 for held-out molecules. ``targets`` hold all molecules, with
+    weight 0 those whose energies are not fitted; these are in ``components``.
     """
 
     records: list[Record]
@@ -177,6 +179,7 @@ class Prepared:
     digest: str
     problems: list[Problem]
     weighting: Objective
+    components: tuple[Component, ...] = ()
 
     @property
     def n_conformers(self) -> int:
@@ -191,6 +194,7 @@ class Prepared:
             config.optimizer.minibatch,
             np.flatnonzero(self.train),
             config.optimizer.seed,
+            self.components,
         )
 
     def unpack(self, parts) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -208,11 +212,11 @@ class Prepared:
         ]
 
     def errors(self, parts) -> dict[str, dict[str, float | None]]:
-        """Energy and force RMSE of the molecules of each of SPLITS."""
+        """RMSE of energies, forces and other quantities of the molecules of each of SPLITS."""
         energies, forces = self.unpack(parts)
-        found = {}
+        found: dict[str, dict[str, float | None]] = {}
         for split in SPLITS:
-            members = [m for m, own in enumerate(self.splits) if own == split]
+            members = [m for m, own in enumerate(self.splits) if own == split and self.records[m].kind in CONFORMERS]
             found[split] = {
                 "energy_rmse": metrics.energy_rmse(
                     [energies[m] for m in members], [self.records[m].energies for m in members]
@@ -221,6 +225,32 @@ class Prepared:
                     [forces[m] for m in members], [self.records[m].forces for m in members]
                 ),
             }
+            for component, at in zip(self.components, parts.components, strict=True):
+                chosen = self._chosen(component, split)
+                for quantity, squares in at.errors.items():
+                    found[split][f"{quantity}_rmse"] = metrics.root_mean(np.asarray(squares)[chosen])
+        return found
+
+    def _chosen(self, component: Component, split: str) -> np.ndarray:
+        """Which records of a component belong to a split, (record,) bool."""
+        return np.array([self.splits[m] == split for m in component.members])
+
+    def _validation_loss(self, parts, errors) -> float | None:
+        others = [
+            float(np.mean(np.asarray(at.losses)[chosen]))
+            for component, at in zip(self.components, parts.components, strict=True)
+            if np.any(chosen := self._chosen(component, "validation"))
+        ]
+        return stopping.loss(errors, self.weighting, others)
+
+    def _other_errors(self, parts) -> list[dict[str, float]]:
+        """By molecule: the RMSE of each quantity of its component."""
+        found: list[dict[str, float]] = [{} for _ in self.records]
+        for component, at in zip(self.components, parts.components, strict=True):
+            for quantity, squares in at.errors.items():
+                for m, square in zip(component.members, np.asarray(squares), strict=True):
+                    if np.isfinite(square):
+                        found[m][quantity] = float(np.sqrt(square))
         return found
 
     def entry(self, objective: FitObjective, x, iteration: int, info, seconds: float) -> dict[str, Any]:
@@ -228,21 +258,23 @@ class Prepared:
         parts = objective.parts(x)
         errors = self.errors(parts)
         energy, force, prior = (float(p) for p in parts[:3])
-        if not np.isfinite(energy + force + prior):
+        others = {c.kind: float(at.value) for c, at in zip(self.components, parts.components, strict=True)}
+        if not np.isfinite(total := energy + force + prior + sum(others.values())):
             raise InputError(
                 f"iteration {iteration}: the objective is not finite; bound the parameters that moved most"
             )
         return {
             "iteration": iteration,
-            "objective": energy + force + prior,
+            "objective": total,
             "energy_part": energy,
             "force_part": force,
             "prior_part": prior,
-            **{f"{q}_{split}": errors[split][q] for q in ("energy_rmse", "force_rmse") for split in SPLITS},
-            "validation_loss": stopping.loss(errors["validation"], self.weighting),
+            **{f"{kind.replace('-', '_')}_part": value for kind, value in others.items()},
+            **{f"{q}_{split}": value for split in SPLITS for q, value in errors[split].items()},
+            "validation_loss": self._validation_loss(parts, errors["validation"]),
             "gradient": None if info is None else info.gradient,
             "step": None if info is None else info.step,
-            "unconverged": int(parts.unconverged),
+            "unconverged": parts.failures,
             "accepted": None if info is None else info.accepted,
             "stop": None if info is None else info.stop,
             "seconds": round(seconds, 3),
@@ -275,6 +307,7 @@ class Prepared:
         """Before and after, molecule by molecule."""
         final = objective.parts(x)
         before, after = self.unpack(initial), self.unpack(final)
+        others = self._other_errors(initial), self._other_errors(final)
         molecules = [
             MoleculeResult(
                 name=record.name,
@@ -290,12 +323,15 @@ class Prepared:
                 forces_initial=before[1][m],
                 forces_fitted=after[1][m],
                 driven=record.driven,
+                kind=record.kind,
+                errors_initial=others[0][m],
+                errors_fitted=others[1][m],
             )
             for m, record in enumerate(self.records)
         ]
         errors = {"initial": self.errors(initial), "fitted": self.errors(final)}
         table = {
-            split: {f"{q}_{when}": errors[when][split][q] for q in ("energy_rmse", "force_rmse") for when in errors}
+            split: {f"{q}_{when}": errors[when][split][q] for q in errors["initial"][split] for when in errors}
             for split in SPLITS
         }
         return FitResult(
@@ -353,28 +389,36 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
     batch = SystemBatch.from_systems(systems)
     factors = np.where(train, weights, 0.0)
     packed = targets.build(batch, records, factors, config.objective, config.relaxation)
+    others = components.build(systems, records, factors, config)
     digest = _digest(records, systems, train, tied.digest)
-    return Prepared(records, systems, train, validation, factors, free, packed, digest, problems, config.objective)
+    return Prepared(
+        records, systems, train, validation, factors, free, packed, digest, problems, config.objective, others
+    )
 
 
 def _points(records: Sequence[Record], data: DataSet, problems: list[Problem]) -> list[Record]:
     """What a data set's ``kind`` makes of its records: geometries as they are, or torsion drives one by one.
 
-    The forces of a drive, if any, are not those of free minima and are left alone.
+    The forces of a drive, if any, are not those of free minima and are left alone, as are those of other kinds.
     """
-    if data.kind == "energies":
-        return [replace(record, driven=()) for record in records]
-    drives = []
+    chosen = []
     for record in records:
         try:
-            found = [record] if record.driven else torsiondrives.drives(record)
+            components.check(record, data.kind)
+            if data.kind == "energies":
+                found = [replace(record, driven=())]
+            elif data.kind == "torsion-profiles":
+                drives = [record] if record.driven else torsiondrives.drives(record)
+                found = [replace(drive, forces=None, kind=data.kind) for drive in drives]
+            else:
+                found = [replace(record, driven=(), forces=None, kind=data.kind)]
         except InputError as error:
             if data.on_error == "raise":
                 raise
             problems.append(Problem(record.source, record.name, "rejected", str(error)))
             continue
-        drives += [replace(drive, forces=None) for drive in found]
-    return drives
+        chosen += found
+    return chosen
 
 
 def fold(inchikey: str, folds: int) -> int:
@@ -425,13 +469,13 @@ def parameterize(
             systems.append(known[record.smiles])
             progress.advance(record.name)
             continue
-        molecule = record.molecule()
-        given = None
+        parts = record.molecules()
         if charges != "force-field":
-            molecule.assign_partial_charges(charges)
-            given = [molecule]
+            for part in parts:
+                part.assign_partial_charges(charges)
+        given = None if charges == "force-field" else parts
         try:
-            system = System.from_smirnoff(force_field, molecule, charge_from_molecules=given)
+            system = System.from_smirnoff(force_field, parts, charge_from_molecules=given)
         except OffjaxError as error:
             raise type(error)(f"{record.source}, group {record.name!r}: {error}") from error
         known[record.smiles] = system.without_constraints() if flexible else system

@@ -1,4 +1,4 @@
-"""Errors of energies and forces: root mean squares in which every molecule counts equally.
+"""Errors of energies, forces and other quantities: root mean squares in which every molecule counts equally.
 
     energy RMSE = sqrt( mean_m mean_c [ (U_mc - mean_c U_mc) - (E_mc - mean_c E_mc) ]^2 )                 kJ/mol
     force RMSE  = sqrt( mean_m mean_c mean_i,xyz (f_mci - F_mci)^2 )                                   kJ/mol/nm
@@ -27,6 +27,12 @@ def centred(energies: np.ndarray) -> np.ndarray:
     """Energies relative to their mean; the first is taken off before, because total energies are large."""
     shifted = energies - energies[0]
     return shifted - shifted.mean()
+
+
+def root_mean(squares: np.ndarray) -> float | None:
+    """Of the mean squares (molecule,) of molecules; those that are not a number have none. None without any."""
+    squares = squares[~np.isnan(squares)]
+    return float(np.sqrt(np.mean(squares))) if len(squares) else None
 
 
 def _rmse(errors: Sequence[np.ndarray]) -> float | None:

@@ -1,8 +1,9 @@
 """The objective of a fit as a function of scaled variables, with the derivatives that optimisers ask for.
 
-    f(x) = 1/2 ( sum r^E^2 + sum r^F^2 + w_P sum_k u_k^2 ),   u = x scale / width,   theta = theta0 + scale x
+    f(x) = 1/2 ( sum r^E^2 + sum r^F^2 + sum r^2 + w_P sum_k u_k^2 ),   u = x scale / width,   theta = theta0 + scale x
 
-with the residuals of :mod:`offjax.fit.targets`; theta0 are the values in the force-field file and the last sum is minus
+with the residuals of :mod:`offjax.fit.targets`, energies and forces first and then those of all other kinds of data;
+theta0 are the values in the force-field file and the last sum is minus
 twice the logarithm of a Gaussian prior. Entries with the transform ``log`` have theta = theta0 exp(scale x / theta0)
 instead, which is never negative and the same to first order. Entries with the prior ``l1`` have in place of u^2 / 2 the
 hyperbola (u^2 + b^2)^(1/2) - b, b = L1_CORNER, which is |u| but for the corner; as a residual it is
@@ -24,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from offjax.batch import PlainBatch, compiler_options
 from offjax.fit.free import FreeParameters
-from offjax.fit.targets import Evaluated, Targets
+from offjax.fit.targets import Component, Evaluated, Found, Targets
 from offjax.parameters import ParameterSet
 
 L1_CORNER = 0.01
@@ -37,7 +38,8 @@ class FitData:
     """Everything that f depends on besides x: targets, the whole force field, and which entries x moves.
 
     ``scales`` (n,) are in MD units; ``prior`` (n,) is sqrt(w_P) scale / width, 0 without prior. ``log`` (n,) are the
-    entries with that transform; ``corner`` (n,) is L1_CORNER width / scale for an l1 prior, else 0.
+    entries with that transform; ``corner`` (n,) is L1_CORNER width / scale for an l1 prior, else 0. ``components`` are
+    the data of other kinds than energies, forces and torsion profiles.
     """
 
     targets: Targets
@@ -47,6 +49,7 @@ class FitData:
     prior: Float[Array, " n"]
     log: Bool[Array, " n"]
     corner: Float[Array, " n"]
+    components: tuple[Component, ...] = ()
 
     def at(self, x: Float[Array, " n"]) -> ParameterSet:
         """The ParameterSet at x."""
@@ -83,8 +86,21 @@ class FitData:
         return energy, force.ravel(), self.prior_residuals(x), found
 
 
+class ComponentParts(NamedTuple):
+    """What one component adds to f (``value``), by record 1/2 |u|^2 (``losses``) and mean square ``errors``.
+
+    ``found`` is what the derivatives start from; None where workers have it.
+    """
+
+    value: Array
+    losses: Float[Array, " record"]
+    errors: dict[str, Float[Array, " record"]]
+    unconverged: Array
+    found: Found | None
+
+
 class Parts(NamedTuple):
-    """The three sums of the objective, each with its factor 1/2, and flat energies (kJ/mol) and forces (kJ/mol/nm).
+    """The sums of the objective, each with its factor 1/2, and flat energies (kJ/mol) and forces (kJ/mol/nm).
 
     ``positions`` are those of relaxed torsion profiles (None without), ``unconverged`` counts failed minimisations.
     """
@@ -96,26 +112,55 @@ class Parts(NamedTuple):
     forces: Array
     positions: Array | None
     unconverged: Array
+    components: tuple[ComponentParts, ...] = ()
+
+    @property
+    def value(self):
+        """f."""
+        return self.energy + self.force + self.prior + sum(c.value for c in self.components)
+
+    @property
+    def failures(self) -> int:
+        """How many minimisations did not end, of all kinds."""
+        return int(self.unconverged) + sum(int(c.unconverged) for c in self.components)
 
 
 def residuals(x: Float[Array, " n"], data: FitData) -> Float[Array, " residual"]:
-    """All residuals, priors last."""
+    """The residuals of energies, forces and priors, in this order."""
     return jnp.concatenate(data.residuals(x)[:3])
 
 
 def scalar(x: Float[Array, " n"], data: FitData) -> Float[Array, ""]:
     """f(x)."""
-    return 0.5 * jnp.sum(residuals(x, data) ** 2)
+    p = data.at(x)
+    others = sum(0.5 * jnp.sum(c.residuals(p) ** 2) for c in data.components)
+    return 0.5 * jnp.sum(residuals(x, data) ** 2) + others
 
 
 def parts(x, data: FitData) -> Parts:
     """The terms of f, and what they were computed from."""
     *r, found = data.evaluate(x)
-    return Parts(*(0.5 * jnp.sum(a**2) for a in r), *found)
+    components = tuple(_component_parts(data.at(x), c) for c in data.components)
+    return Parts(*(0.5 * jnp.sum(a**2) for a in r), *found, components)
+
+
+def _component_parts(p: ParameterSet, component: Component) -> ComponentParts:
+    found = component.target.evaluate(p)
+    u = found.deviations
+    value = 0.5 * jnp.sum(component.weighted(u) ** 2)
+    return ComponentParts(value, component.losses(u), found.errors, found.unconverged, found)
+
+
+def component_normal(x, data: FitData, component: Component, found: Found):
+    """1/2 |r|^2, J^T r and J^T J of one component; ``found`` is what its target gives at x."""
+    _, scales = jax.jvp(data.shift, (x,), (jnp.ones_like(x),))
+    rows = component.weighted(component.target.jacobian(data.at(x), found, data.indices) * scales)
+    r = component.weighted(found.deviations)
+    return 0.5 * jnp.sum(r**2), rows.T @ r, rows.T @ rows
 
 
 def gauss_newton(x, data: FitData):
-    """f, J^T r and J^T J; the columns of J by forward mode, one after the other."""
+    """f, J^T r and J^T J without components; the columns of J by forward mode, one after the other."""
     r, linear = jax.linearize(lambda y: residuals(y, data), x)
     transposed = jax.lax.map(linear, jnp.eye(len(x), dtype=x.dtype))
     return 0.5 * jnp.sum(r**2), transposed @ r, transposed @ transposed.T
@@ -172,6 +217,7 @@ class FitObjective:
         minibatch: int | None = None,
         training: np.ndarray | None = None,
         seed: int = 0,
+        components: tuple[Component, ...] = (),
     ):
         self.free = free
         self.start, self.scales = np.asarray(free.selection.to_vector()), free.scales
@@ -181,7 +227,7 @@ class FitObjective:
         indices = jnp.asarray(free.selection.indices)
         corner = L1_CORNER * np.where(free.l1, free.widths / self.scales, 0.0)
         arrays = (self.scales, prior, free.log, corner)
-        self.data = FitData(targets, whole, indices, *map(jnp.asarray, arrays))
+        self.data = FitData(targets, whole, indices, *map(jnp.asarray, arrays), components)
         self.minibatch, self.seed = minibatch, seed
         self.training = np.arange(0) if training is None else np.asarray(training)
         self._last: tuple[FitData, bytes, Parts] | None = None
@@ -192,7 +238,7 @@ class FitObjective:
 
     def value(self, x):
         """f(x), by the program of :meth:`parts`."""
-        return sum(self.parts(x)[:3])
+        return self.parts(x).value
 
     def value_and_gradient(self, x, data: FitData | None = None):
         """f(x) and its gradient by reverse mode, of all training data or of one minibatch."""
@@ -200,6 +246,21 @@ class FitObjective:
 
     def gauss_newton(self, x):
         """f, J^T r and J^T J."""
+        blocks = [self._conformer_normal(x), *self.component_normals(x)]
+        return tuple(sum(column) for column in zip(*blocks, strict=True))
+
+    def component_normals(self, x) -> list[tuple[Array, Array, Array]]:
+        """1/2 |r|^2, J^T r and J^T J of each component."""
+        if not self.data.components:
+            return []
+        pairs = zip(self.data.components, self.parts(x).components, strict=True)
+        return [compiled(component_normal)(x, self.data, component, at.found) for component, at in pairs]
+
+    def _conformer_normal(self, x):
+        """The same of energies, forces and priors."""
+        if not self._has_conformers:
+            residual, slope = self.data.priors(x)
+            return 0.5 * jnp.sum(residual**2), slope * residual, jnp.diag(slope**2)
         if self.data.targets.relaxation is None:
             return compiled(gauss_newton)(x, self.data)
         at = self.parts(x)
@@ -208,12 +269,18 @@ class FitObjective:
 
     def parts(self, x) -> Parts:
         """The terms of f, and energies and forces of all molecules, held-out ones too."""
-        if self.data.targets.relaxation is None:
+        if self.data.targets.relaxation is None and not self.data.components:
             return compiled(parts)(x, self.data)
         point = np.asarray(x).tobytes()
         if self._last is None or self._last[0] is not self.data or self._last[1] != point:
             self._last = (self.data, point, compiled(parts)(x, self.data))
         return self._last[2]
+
+    @cached_property
+    def _has_conformers(self) -> bool:
+        """Whether any energy or force has a weight."""
+        targets = self.data.targets
+        return any(np.any(np.asarray(factor) > 0) for factor in (targets.energy_factor, targets.force_factor))
 
     @cached_property
     def _plain(self) -> PlainBatch:

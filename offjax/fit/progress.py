@@ -9,6 +9,8 @@ import sys
 import time
 from typing import Any
 
+from offjax.fit.targets import QUANTITIES
+
 
 class Silent:
     """Says nothing; the interface that others implement."""
@@ -108,6 +110,9 @@ def describe(entry: dict[str, Any]) -> str:
         train, test = entry[f"{name}_rmse_train"], entry[f"{name}_rmse_test"]
         if train is not None:
             text += f", {name} RMSE {train:.4g}" + (f" (held out {test:.4g})" if test is not None else "") + f" {unit}"
+    for name, (words, unit) in QUANTITIES.items():
+        if name not in ("energy", "force") and (train := entry.get(f"{name}_rmse_train")) is not None:
+            text += f", {words} {train:.3g} {unit}"
     return text
 
 

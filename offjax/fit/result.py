@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ import numpy as np
 from offjax.errors import InputError
 from offjax.fit.config import FitConfig
 from offjax.fit.free import FreeParameters, LeftOut, tying
+from offjax.fit.targets import QUANTITIES
 from offjax.fit.ties import TiedSelection
 from offjax.interop.files import write_atomically
+from offjax.interop.records import components
 from offjax.parameters import ParameterSet, Selection
 from offjax.system import System
 
@@ -33,7 +35,8 @@ class MoleculeResult:
     """One molecule: energies (n,) kJ/mol relative to their mean, forces (n, atoms, 3) kJ/mol/nm, positions nm.
 
     ``forces_qm`` is None where the data set has no forces; ``split`` is "train", "validation" or "test". ``driven`` are
-    the atoms of the dihedrals that a torsion drive held; empty for other data.
+    the atoms of the dihedrals that a torsion drive held; empty for other data. ``kind`` is what was compared; where it
+    is neither energies nor torsion profiles, ``errors_initial`` and ``errors_fitted`` are the RMSE by quantity.
     """
 
     name: str
@@ -49,13 +52,16 @@ class MoleculeResult:
     forces_initial: np.ndarray
     forces_fitted: np.ndarray
     driven: tuple[tuple[int, int, int, int], ...] = ()
+    kind: str = "energies"
+    errors_initial: dict[str, float] = field(default_factory=dict)
+    errors_fitted: dict[str, float] = field(default_factory=dict)
 
     @property
     def charges(self) -> np.ndarray:
         """Partial charges of the initial force field, (atoms,) e."""
         if "Electrostatics" not in self.system.terms:
             return np.zeros(self.system.n_particles)
-        return np.asarray(self.system.slots()["Electrostatics"]["charge"])
+        return np.asarray(self.system.slots()["Electrostatics"]["charge"])[self.system.terms["Electrostatics"].slot]
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,8 +177,10 @@ class FitResult:
                 free[name] = getattr(self.free, name)
             for i, molecule in enumerate(self.molecules):
                 group = file.create_group(f"molecules/{i:05d}")
-                for name in ("name", "smiles", "inchikey", "split"):
+                for name in _NAMES:
                     group.attrs[name] = getattr(molecule, name)
+                for name in _ERRORS:
+                    group.attrs[name] = json.dumps(getattr(molecule, name))
                 group["charges"] = molecule.charges
                 if molecule.driven:
                     group["driven"] = np.array(molecule.driven)
@@ -240,6 +248,8 @@ class FitResult:
 
 
 _FREE = ("widths", "scales", "lower", "upper", "log", "l1", "instances", "molecules")
+_NAMES = ("name", "smiles", "inchikey", "split", "kind")
+_ERRORS = ("errors_initial", "errors_fitted")
 _ARRAYS = (
     "positions",
     "energies_qm",
@@ -252,26 +262,26 @@ _ARRAYS = (
 
 
 def _molecule(group, force_field, flexible: bool) -> MoleculeResult:
-    from openff.toolkit import Molecule
     from openff.units import Quantity
 
-    molecule = Molecule.from_mapped_smiles(group.attrs["smiles"], allow_undefined_stereo=True)
-    molecule.name = group.attrs["name"]
-    molecule.partial_charges = Quantity(group["charges"][()], "elementary_charge")
-    system = System.from_smirnoff(
-        force_field, molecule, charge_from_molecules=[molecule], allow_nonintegral_charges=True
-    )
-    known: dict[str, Any] = {name: group.attrs[name] for name in ("name", "smiles", "inchikey", "split")}
+    parts = components(group.attrs["smiles"], "result.h5, smiles", group.attrs["name"])
+    ends = np.cumsum([part.n_atoms for part in parts])
+    for part, charges in zip(parts, np.split(group["charges"][()], ends)[:-1], strict=True):
+        part.partial_charges = Quantity(charges, "elementary_charge")
+    system = System.from_smirnoff(force_field, parts, charge_from_molecules=parts, allow_nonintegral_charges=True)
+    known: dict[str, Any] = {name: group.attrs[name] for name in _NAMES}
+    known |= {name: json.loads(group.attrs[name]) for name in _ERRORS}
     known |= {name: group[name][()] if name in group else None for name in _ARRAYS}
     driven = tuple((i, j, k, m) for i, j, k, m in group["driven"][()].tolist()) if "driven" in group else ()
     return MoleculeResult(system=system.without_constraints() if flexible else system, driven=driven, **known)
 
 
-def summary(result: FitResult) -> list[tuple[str, float | None, float | None, float | None, float | None]]:
+def summary(result: FitResult) -> list[tuple[Any, ...]]:
     """Rows (quantity, train before, train after, held out before, held out after) for a table on the terminal."""
-    rows = []
-    for quantity in ("energy", "force"):
-        train, test = (result.metrics[split] for split in ("train", "test"))
+    rows: list[tuple[Any, ...]] = []
+    train, test = (result.metrics[split] for split in ("train", "test"))
+    for quantity in QUANTITIES:
         before, after = f"{quantity}_rmse_initial", f"{quantity}_rmse_fitted"
-        rows.append((quantity, train[before], train[after], test[before], test[after]))
+        if quantity in ("energy", "force") or before in train:
+            rows.append((quantity, *(split.get(when) for split in (train, test) for when in (before, after))))
     return rows

@@ -2,7 +2,9 @@
 
 The validation loss is that of the objective without priors, with every molecule counting equally,
 
-    L = 1/2 [ w_E (energy RMSE / s_E)^2 + w_F (force RMSE / s_F)^2 ].
+    L = 1/2 [ w_E (energy RMSE / s_E)^2 + w_F (force RMSE / s_F)^2 ] + sum_K mean_m 1/2 |u_Km|^2
+
+with the deviations u of the other kinds of data K (:mod:`offjax.fit.targets`).
 
 A point that an iteration accepts is kept if its loss is the lowest so far; after ``patience`` points without a new
 lowest one the fit ends, and the kept point is its result.
@@ -10,6 +12,7 @@ lowest one the fit ends, and the kept point is its result.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -37,12 +40,14 @@ class Kept(NamedTuple):
         return self._replace(waited=self.waited + 1)
 
 
-def loss(errors: dict[str, float | None], objective: Objective) -> float | None:
-    """L of the errors of the validation molecules (kJ/mol, kJ/mol/nm); None without any."""
+def loss(errors: dict[str, float | None], objective: Objective, others: Sequence[float] = ()) -> float | None:
+    """L of the errors of the validation molecules (kJ/mol, kJ/mol/nm) and the losses of other kinds of data; None
+    without any validation molecules.
+    """
     energy, force = errors["energy_rmse"], errors["force_rmse"]
-    if energy is None:
-        return None
-    total = objective.energy_weight * (energy / objective.energy_scale) ** 2
+    found = list(others)
+    if energy is not None:
+        found.append(0.5 * objective.energy_weight * (energy / objective.energy_scale) ** 2)
     if force is not None:
-        total += objective.force_weight * (force / objective.force_scale) ** 2
-    return 0.5 * total
+        found.append(0.5 * objective.force_weight * (force / objective.force_scale) ** 2)
+    return sum(found) if found else None

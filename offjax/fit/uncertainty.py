@@ -392,13 +392,21 @@ def _information(objective: FitObjective, x):
 
     Energies and forces are of one kind where torsion profiles are relaxed and there are forces besides.
     """
-    data, counts = objective.data, _counts(objective.data)
+    data, counts = objective.data, list(_counts(objective.data))
+    others = [(2.0 * float(value), np.asarray(block)) for value, _, block in objective.component_normals(x)]
     if data.targets.relaxation is None:
-        return "energy force".split(), *jax.device_get(compiled(_by_kind)(x, data)), counts
-    at = objective.parts(x)
-    block = np.asarray(objective.gauss_newton(x)[2]) - np.diag(np.asarray(data.priors(x)[1]) ** 2)
-    names = ["energy and force" if counts[1] else "energy"]
-    return names, [2.0 * float(at.energy + at.force)], [block], [sum(counts)]
+        names = ["energy", "force"]
+        squares, blocks = map(list, jax.device_get(compiled(_by_kind)(x, data)))
+    else:
+        at = objective.parts(x)
+        known = sum(block for _, block in others) + np.diag(np.asarray(data.priors(x)[1]) ** 2)
+        blocks = [np.asarray(objective.gauss_newton(x)[2]) - known]
+        names, squares = ["energy and force" if counts[1] else "energy"], [2.0 * float(at.energy + at.force)]
+        counts = [sum(counts)]
+    for component, (square, block) in zip(data.components, others, strict=True):
+        names, squares, blocks = [*names, component.kind], [*squares, square], [*blocks, block]
+        counts.append(int(np.sum(np.asarray(component.weighted(jnp.ones(len(component.target.record)))) > 0)))
+    return names, squares, blocks, counts
 
 
 def _by_kind(x, data: FitData):

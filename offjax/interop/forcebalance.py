@@ -64,7 +64,7 @@ def scan(path, *, forces: bool = True, molecule: str | None = None, sign: Sign =
         raise InputError(
             f"{path}: the file does not say which molecule it is of: give a mapped SMILES or a MOL2 or SDF file"
         )
-    smiles = _smiles(molecule)
+    smiles = mapped_smiles(molecule)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -192,7 +192,7 @@ def _driven(path: Path):
         raise InputError(f"{path}: expected an object with dihedrals, four atom indices each ({error})") from error
 
 
-def _smiles(molecule: str) -> str:
+def mapped_smiles(molecule: str) -> str:
     """The mapped SMILES of one, or of the molecule in a file."""
     path = Path(molecule)
     if path.suffix.lower() not in (".mol2", ".sdf", ".mol"):

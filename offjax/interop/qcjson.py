@@ -1,8 +1,8 @@
 """Reading reference data in JSON: QCSchema results, and the data sets of yammbs.
 
-A QCSchema file is one object or a list of them, each an ``AtomicResult`` (an energy, or a gradient with its energy in
-``properties.return_energy``; force = -gradient) or an ``OptimizationResult`` (its last geometry and energy). Lengths
-are in bohr, energies in hartree. The mapped SMILES is the molecule's
+A QCSchema file is one object or a list of them, each an ``AtomicResult`` (an energy, or a gradient or Hessian with its
+energy in ``properties.return_energy``; force = -gradient) or an ``OptimizationResult`` (its last geometry and
+energy). Lengths are in bohr, energies in hartree. The mapped SMILES is the molecule's
 ``canonical_isomeric_explicit_hydrogen_mapped_smiles`` in ``identifiers`` or ``extras``; ``symbols`` and
 ``connectivity`` are compared with it.
 
@@ -17,6 +17,7 @@ https://github.com/openforcefield/yammbs
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,17 +119,29 @@ def _result(label: str, entry: dict) -> Frame:
         raise InputError(f"the calculation failed: {str(entry.get('error'))[:100]}")
     if "final_molecule" in entry or "optimization" in name:
         return _molecule(label, entry["final_molecule"], float(entry["energies"][-1]), None)
-    if entry["driver"] not in ("energy", "gradient"):
-        raise InputError(f"the driver {entry['driver']!r} is not read; energy and gradient are")
-    gradient = None
-    if entry["driver"] == "gradient":
+    if entry["driver"] not in ("energy", "gradient", "hessian"):
+        raise InputError(f"the driver {entry['driver']!r} is not read; energy, gradient and hessian are")
+    gradient, hessian = None, None
+    if entry["driver"] == "hessian":
+        properties = entry["properties"]
+        energy = properties["return_energy"]
+        if (found := properties.get("return_gradient")) is not None:
+            gradient = _table(found)
+        hessian = np.asarray(entry["return_result"], dtype=np.float64)
+        side = math.isqrt(hessian.size)
+        if side * side != hessian.size:
+            raise InputError(f"the Hessian has {hessian.size} elements, which is no square")
+        hessian = hessian.reshape(side, side) * (HARTREE / BOHR**2)
+    elif entry["driver"] == "gradient":
         gradient, energy = _table(entry["return_result"]), entry["properties"]["return_energy"]
     else:
         energy = entry["return_result"]
-    return _molecule(label, entry["molecule"], float(energy), gradient)
+    return _molecule(label, entry["molecule"], float(energy), gradient, hessian)
 
 
-def _molecule(label: str, molecule: dict, energy: float, gradient: np.ndarray | None) -> Frame:
+def _molecule(
+    label: str, molecule: dict, energy: float, gradient: np.ndarray | None, hessian: np.ndarray | None = None
+) -> Frame:
     places = [molecule.get(key) or {} for key in ("identifiers", "extras")]
     smiles = next((place[SMILES] for place in places if place.get(SMILES)), None)
     if smiles is None:
@@ -143,6 +156,7 @@ def _molecule(label: str, molecule: dict, energy: float, gradient: np.ndarray | 
         forces=None if gradient is None else -gradient * (HARTREE / BOHR),
         numbers=np.array([atomic_number(symbol) for symbol in molecule["symbols"]]),
         bonds=None if bonds is None else tuple((int(b[0]), int(b[1])) for b in bonds),
+        properties={} if hessian is None else {"hessian": hessian},
     )
 
 

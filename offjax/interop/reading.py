@@ -12,6 +12,8 @@ descent-arrow        :mod:`offjax.interop.descent`              ``.arrow``, fold
 extended-xyz         :mod:`offjax.interop.xyz`                  ``.xyz``, ``.extxyz``
 qc-json              :mod:`offjax.interop.qcjson`               ``.json``
 forcebalance-qdata   :mod:`offjax.interop.forcebalance`         ``qdata.txt`` and its folder
+forcebalance-vdata   :mod:`~offjax.interop.forcebalance_geometries`  ``vdata.txt``
+forcebalance-optgeo  :mod:`~offjax.interop.forcebalance_geometries`  ``optgeo_options.txt``
 ===================  =========================================  ==========================
 """
 
@@ -22,10 +24,18 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from offjax.errors import InputError
-from offjax.interop import descent, forcebalance, qcjson, spice, xyz
+from offjax.interop import descent, forcebalance, forcebalance_geometries, qcjson, spice, xyz
 from offjax.interop.records import Reading, chosen, collect
 
-Format = Literal["spice-hdf5", "descent-arrow", "extended-xyz", "qc-json", "forcebalance-qdata"]
+Format = Literal[
+    "spice-hdf5",
+    "descent-arrow",
+    "extended-xyz",
+    "qc-json",
+    "forcebalance-qdata",
+    "forcebalance-vdata",
+    "forcebalance-optgeo",
+]
 
 SUFFIXES: dict[str, Format] = {
     ".h5": "spice-hdf5",
@@ -35,6 +45,11 @@ SUFFIXES: dict[str, Format] = {
     ".extxyz": "extended-xyz",
     ".json": "qc-json",
     ".txt": "forcebalance-qdata",
+}
+NAMES: dict[str, Format] = {
+    "qdata.txt": "forcebalance-qdata",
+    "vdata.txt": "forcebalance-vdata",
+    "optgeo_options.txt": "forcebalance-optgeo",
 }
 
 
@@ -64,7 +79,7 @@ def read(
     strict
         Raise at the first rejected record instead of reporting it.
     molecule, sign
-        Of a ``qdata.txt``: see :func:`offjax.interop.forcebalance.scan`.
+        Of ForceBalance's files: see :func:`offjax.interop.forcebalance.scan`.
 
     Raises
     ------
@@ -75,8 +90,10 @@ def read(
     format = guess(path) if format is None else format
     if format not in get_args(Format):
         raise InputError(f"{path}: there is no format {format!r}; there are {', '.join(get_args(Format))}")
-    if format != "forcebalance-qdata" and (molecule is not None or sign != "auto"):
-        raise InputError(f"{path}: molecule and sign belong to forcebalance-qdata, this is {format}")
+    if format != "forcebalance-qdata" and sign != "auto":
+        raise InputError(f"{path}: sign belongs to forcebalance-qdata, this is {format}")
+    if not format.startswith("forcebalance") and molecule is not None:
+        raise InputError(f"{path}: molecule belongs to ForceBalance's formats, this is {format}")
     found: Any
     if format == "spice-hdf5":
         found = spice.scan(path, include=include, exclude=exclude, forces=forces)
@@ -85,6 +102,10 @@ def read(
     else:
         if format == "forcebalance-qdata":
             items = list(forcebalance.scan(path, forces=forces, molecule=molecule, sign=sign))
+        elif format == "forcebalance-vdata":
+            items = list(forcebalance_geometries.scan_vibrations(path, molecule=molecule))
+        elif format == "forcebalance-optgeo":
+            items = list(forcebalance_geometries.scan_optimized(path, molecule=molecule))
         else:
             items = list({"extended-xyz": xyz, "qc-json": qcjson}[format].scan(path, forces=forces))
         found = chosen(path, items, include, exclude)
@@ -100,12 +121,15 @@ def guess(path: Path) -> Format:
         Nothing by that name, or one that says nothing.
     """
     if path.is_dir():
-        if (path / "qdata.txt").is_file():
-            return "forcebalance-qdata"
+        for name, found in NAMES.items():
+            if (path / name).is_file():
+                return found
         if any(path.glob("*.arrow")):
             return "descent-arrow"
     elif not path.exists():
         raise InputError(f"{path}: no such file")
+    elif path.name in NAMES:
+        return NAMES[path.name]
     elif path.suffix.lower() in SUFFIXES:
         return SUFFIXES[path.suffix.lower()]
     raise InputError(f"{path}: the name does not tell its format; give one of {', '.join(get_args(Format))}")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +22,8 @@ from offjax.errors import InputError
 
 BOND_RANGE = (0.6, 1.6)
 """Shortest and longest bond accepted, in sums of covalent radii."""
+ASYMMETRY = 1e-3
+"""Largest difference of the two halves of a Hessian, relative to its largest element."""
 CONTACT = 1.15
 """Atoms that are not bonded and closer than this, in sums of covalent radii, have formed a bond."""
 SLIPS = {
@@ -32,13 +36,30 @@ SLIPS = {
 """Lengths by mistaken units, in true lengths."""
 
 
+PROPERTIES = {
+    "hessian": ("3 atoms", "3 atoms"),
+    "frequencies": ("modes",),
+    "modes": ("modes", "atoms", "3"),
+    "interaction": (),
+    "grid": ("points", "3"),
+    "potential": ("points",),
+    "grid_weights": ("points",),
+}
+"""What a file may know of each conformer besides, and the shape after the conformers: ``hessian`` d2E/dx2 in
+kJ/mol/nm^2; ``frequencies`` in 1/cm with the Cartesian displacements ``modes`` of any length; ``interaction`` energies
+of complexes in kJ/mol; the electrostatic ``potential`` in kJ/mol/e at the points ``grid`` in nm, and their
+``grid_weights``."""
+
+
 @dataclass(frozen=True, eq=False)
 class Record:
     """One molecule of a data set: ``positions`` (n, atoms, 3) nm, ``energies`` (n,) kJ/mol, ``forces`` kJ/mol/nm.
 
     ``forces`` are None where the file has none; ``smiles`` is mapped (map index = atom position + 1); ``source`` is
     the file. ``driven`` are the dihedrals (atom indices) that were held at each point of a torsion drive; empty for
-    other data.
+    other data. ``kind`` is what a fit compares: readers leave it to the fit.
+    ``properties`` are other data of each conformer, under the names of PROPERTIES. ``energies`` are
+    0 where the file has none, and ``has_energies`` is False.
     """
 
     name: str
@@ -49,6 +70,9 @@ class Record:
     forces: np.ndarray | None
     source: str
     driven: tuple[tuple[int, int, int, int], ...] = ()
+    kind: str = "energies"
+    properties: dict[str, np.ndarray] = field(default_factory=dict)
+    has_energies: bool = True
 
     @property
     def n_conformers(self) -> int:
@@ -56,18 +80,48 @@ class Record:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over SMILES, numbers and driven dihedrals."""
+        """SHA-256 over SMILES, numbers, driven dihedrals and kind."""
         digest = hashlib.sha256(self.smiles.encode())
         for array in (self.positions, self.energies, self.forces):
             if array is not None:
                 digest.update(np.ascontiguousarray(array).tobytes())
         if self.driven:
             digest.update(repr(self.driven).encode())
+        if self.kind != "energies":
+            digest.update(self.kind.encode())
+        for name in sorted(self.properties):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(self.properties[name]).tobytes())
         return digest.hexdigest()
 
     def molecule(self):
         """The ``openff.toolkit.Molecule`` in the order of the positions."""
         return parse(self.smiles, f"{self.source}, group {self.name!r}, smiles", self.name)
+
+    def molecules(self) -> list[Any]:
+        """The molecules of a complex, one after the other; else the molecule."""
+        return components(self.smiles, f"{self.source}, group {self.name!r}, smiles", self.name)
+
+
+def components(smiles: str, where: str, name: str) -> list[Any]:
+    """The ``openff.toolkit.Molecule`` objects of a mapped SMILES, in the order of their atoms.
+
+    Raises
+    ------
+    InputError
+        The atoms of one molecule do not stand one after the other.
+    """
+    found = []
+    for part in smiles.split("."):
+        order = sorted(int(n) for n in re.findall(r":(\d+)\]", part))
+        start = order[0] if order else 1
+        if order != list(range(start, start + len(order))):
+            raise InputError(
+                f"{where}: {part!r} has the map indices {order}: the atoms of a molecule must stand one after the other"
+            )
+        own = re.sub(r":(\d+)\]", lambda match, start=start: f":{int(match[1]) - start + 1}]", part)
+        found.append((start, parse(own, where, name)))
+    return [molecule for _, molecule in sorted(found, key=lambda item: item[0])]
 
 
 def parse(smiles: str, where: str, name: str):
@@ -81,7 +135,10 @@ def parse(smiles: str, where: str, name: str):
     from openff.toolkit import Molecule
 
     try:
-        molecule = Molecule.from_mapped_smiles(smiles, allow_undefined_stereo=True)
+        with warnings.catch_warnings():
+            # a complex is one Molecule where only its atoms and bonds are asked for
+            warnings.filterwarnings("ignore", message=".*consists of more than one molecule")
+            molecule = Molecule.from_mapped_smiles(smiles, allow_undefined_stereo=True)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -284,6 +341,8 @@ def usable(molecule, record: Record, where: str, names: tuple[str, str, str]) ->
         for values, name in zip((record.positions, record.energies, record.forces), names, strict=True):
             if values is not None:
                 check_finite(values[c], f"{where}, {name}", c.start)
+        for name, values in record.properties.items():
+            check_finite(values[c], f"{where}, {name}", c.start)
         check_bonds(molecule, record.positions[c], f"{where}, {names[0]}", c.start)
         check_contacts(molecule, record.positions[c], f"{where}, {names[0]}", c.start)
 
@@ -308,7 +367,29 @@ def usable(molecule, record: Record, where: str, names: tuple[str, str, str]) ->
         yield Problem(record.source, f"{record.name}, conformer {c}", "rejected", reason, record.name)
     good = [c for c in range(n) if c not in reasons]
     forces = None if record.forces is None else record.forces[good]
-    yield replace(record, positions=record.positions[good], energies=record.energies[good], forces=forces)
+    properties = {name: values[good] for name, values in record.properties.items()}
+    yield replace(
+        record, positions=record.positions[good], energies=record.energies[good], forces=forces, properties=properties
+    )
+
+
+def check_properties(properties: dict[str, np.ndarray], n_atoms: int, where: str) -> None:
+    """Raise InputError unless the properties (each with a first axis of conformers) have the shapes of PROPERTIES, and
+    Hessians are symmetric.
+    """
+    sizes = {"3": 3, "atoms": n_atoms, "3 atoms": 3 * n_atoms}
+    for name, values in properties.items():
+        for axis, length in zip(PROPERTIES[name], values.shape[1:], strict=False):
+            sizes.setdefault(axis, length)
+        shape = (len(values), *(sizes[axis] for axis in PROPERTIES[name] if axis in sizes))
+        check_shape(values, shape, f"{where}, {name}", f"(conformers, {', '.join(PROPERTIES[name])})")
+    for one, other in (("frequencies", "modes"), ("grid", "potential"), ("potential", "grid")):
+        if one in properties and other not in properties:
+            raise InputError(f"{where}: {one} are there, but not {other}")
+    if (hessian := properties.get("hessian")) is not None:
+        difference = np.abs(hessian - np.swapaxes(hessian, 1, 2)).max(initial=0.0)
+        if difference > ASYMMETRY * np.abs(hessian).max(initial=0.0):
+            raise InputError(f"{where}, hessian: not symmetric, elements differ by {difference:.3g} kJ/mol/nm^2")
 
 
 class Frame(NamedTuple):
@@ -316,17 +397,19 @@ class Frame(NamedTuple):
 
     Frames of one ``name`` and ``smiles`` become the conformers of one Record; ``label`` names the frame in messages.
     ``numbers`` (atomic numbers) and ``bonds`` (pairs of atoms) are compared with the SMILES where the file has them.
+    ``energy`` is None in files without; ``properties`` are those of PROPERTIES, of this geometry.
     """
 
     name: str
     label: str
     smiles: str
     positions: np.ndarray
-    energy: float
+    energy: float | None
     forces: np.ndarray | None = None
     numbers: np.ndarray | None = None
     bonds: tuple[tuple[int, int], ...] | None = None
     driven: tuple[tuple[int, int, int, int], ...] = ()
+    properties: dict[str, np.ndarray] = {}
 
 
 def assemble(source: str, frames: Iterable[Frame | Problem], forces: bool) -> Iterator[Record | Problem]:
@@ -357,10 +440,16 @@ def assemble(source: str, frames: Iterable[Frame | Problem], forces: bool) -> It
                 smiles=smiles,
                 inchikey=molecule.to_inchikey(),
                 positions=np.stack([frame.positions for frame in good]),
-                energies=np.array([frame.energy for frame in good], dtype=np.float64),
+                energies=np.array([frame.energy or 0.0 for frame in good], dtype=np.float64),
                 forces=np.stack([frame.forces for frame in good]) if complete else None,
                 source=source,
                 driven=good[0].driven,
+                properties={
+                    key: np.stack([frame.properties[key] for frame in good])
+                    for key in good[0].properties
+                    if all(key in frame.properties for frame in good)
+                },
+                has_energies=all(frame.energy is not None for frame in good),
             )
 
 
@@ -378,13 +467,17 @@ def check_frame(molecule, frame: Frame, where: str, forces: bool) -> None:
         check_connectivity(molecule, frame.bonds, where)
     if forces and frame.forces is None:
         raise InputError(f"{where}: no forces, but they are asked for; set objective.force_weight = 0 to fit energies")
-    check_finite(np.array([frame.energy]), f"{where}, energy")
+    check_finite(np.array([frame.energy or 0.0]), f"{where}, energy")
     check_finite(frame.positions, f"{where}, positions")
     check_bonds(molecule, frame.positions[None], where)
     check_contacts(molecule, frame.positions[None], where)
     if frame.forces is not None:
         check_shape(frame.forces, frame.positions.shape, f"{where}, forces", "the shape of the positions")
         check_finite(frame.forces, f"{where}, forces")
+    each = {name: np.asarray(values)[None] for name, values in frame.properties.items()}
+    for name, values in each.items():
+        check_finite(values, f"{where}, {name}")
+    check_properties(each, len(elements), where)
 
 
 def check_connectivity(molecule, bonds: Iterable[tuple[int, int]], where: str) -> None:

@@ -10,10 +10,22 @@ One group a molecule, named after it, with the datasets
 ``dft_total_gradient`` (n, atoms, 3)      optional; force = -gradient
 =====================  =================  ==================================================================
 
-The three floating-point datasets name their unit in the attribute ``units``. Everything is checked here, once; an error
-names the file, the group and the dataset. A conformer that cannot be used costs the molecule only that conformer. Of a
-truncated file those molecules are read of which nothing is missing, also if the list of names is; the layout of the
-bytes is that of the HDF5 File Format Specification.
+and, for other targets than energies and forces, any of
+
+======================  ========================  ==========================================================
+``dft_total_hessian``   (n, 3 atoms, 3 atoms)     second derivatives
+``frequencies``         (n, modes)                1/cm; imaginary ones negative
+``modes``               (n, modes, atoms, 3)      Cartesian displacements of any length, dimensionless
+``interaction_energy``  (n,)                      of a complex, whose molecules a dot separates in ``smiles``
+``esp_grid``            (n, points, 3)            points of the electrostatic potential
+``esp``                 (n, points)               its values, an energy unit over e
+``esp_weights``         (n, points)               optional, dimensionless
+======================  ========================  ==========================================================
+
+A group with one of these needs no ``dft_total_energy``. The floating-point datasets name their unit in the attribute
+``units``. Everything is checked here, once; an error names the file, the group and the dataset. A conformer that
+cannot be used costs the molecule only that conformer. Of a truncated file those molecules are read of which nothing is
+missing, also if the list of names is; the layout of the bytes is that of the HDF5 File Format Specification.
 """
 
 from __future__ import annotations
@@ -33,6 +45,7 @@ from offjax.errors import InputError
 from offjax.interop.records import (
     Problem,
     Record,
+    check_properties,
     check_shape,
     collect,
     parse,
@@ -42,6 +55,19 @@ from offjax.interop.records import (
 LENGTHS = {"bohr": constants.BOHR, "angstrom": constants.ANGSTROM, "nanometer": 1.0, "nm": 1.0}
 ENERGIES = {"hartree": constants.HARTREE, "kcal/mol": constants.KCAL, "kj/mol": 1.0}
 GRADIENTS = {f"{e}/{x}": ENERGIES[e] / LENGTHS[x] for e in ENERGIES for x in LENGTHS}
+HESSIANS = {f"{e}/{x}^2": ENERGIES[e] / LENGTHS[x] ** 2 for e in ENERGIES for x in LENGTHS}
+POTENTIALS = {f"{e}/e": ENERGIES[e] for e in ENERGIES}
+
+DATASETS: dict[str, tuple[str, dict[str, float]]] = {
+    "dft_total_hessian": ("hessian", HESSIANS),
+    "frequencies": ("frequencies", {"1/cm": 1.0}),
+    "modes": ("modes", {"dimensionless": 1.0}),
+    "interaction_energy": ("interaction", ENERGIES),
+    "esp_grid": ("grid", LENGTHS),
+    "esp": ("potential", POTENTIALS),
+    "esp_weights": ("grid_weights", {"dimensionless": 1.0}),
+}
+"""Datasets that a group may have besides: the name in :data:`offjax.interop.records.PROPERTIES`, and units."""
 
 
 def read(path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), forces: bool = True) -> list[Record]:
@@ -225,7 +251,14 @@ def _record(path: Path, name: str, group, forces: bool) -> Iterator[Record | Pro
     if n == 0:
         raise InputError(f"{where}, conformations: no conformers; leave the molecule out with exclude = [{name!r}]")
     check_shape(positions, (n, len(numbers), 3), f"{where}, conformations", "(conformers, atoms of the SMILES, 3)")
-    energies = _array(path, group, "dft_total_energy", ENERGIES, where)
+    properties = {
+        key: _array(path, group, name, units, where) for name, (key, units) in DATASETS.items() if name in group
+    }
+    check_properties(properties, len(numbers), where)
+    if wrong := [key for key, values in properties.items() if len(values) != n]:
+        raise InputError(f"{where}, {wrong[0]}: {len(properties[wrong[0]])} conformers, conformations has {n}")
+    has_energies = "dft_total_energy" in group or not properties
+    energies = _array(path, group, "dft_total_energy", ENERGIES, where) if has_energies else np.zeros(n)
     check_shape(energies, (n,), f"{where}, dft_total_energy", "(conformers,)")
     gradient = None
     if forces and "dft_total_gradient" not in group:
@@ -244,6 +277,8 @@ def _record(path: Path, name: str, group, forces: bool) -> Iterator[Record | Pro
         energies=energies,
         forces=None if gradient is None else -gradient,
         source=str(path),
+        properties=properties,
+        has_energies=has_energies,
     )
     yield from usable(molecule, record, where, ("conformations", "dft_total_energy", "dft_total_gradient"))
 

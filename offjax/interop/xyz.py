@@ -5,7 +5,8 @@ Each frame is the number of atoms, a line of ``key=value`` pairs and a line an a
 ==============  ===========================================================================================
 ``Properties``  the columns; ``species:S:1:pos:R:3`` if it is missing; ``pos`` in angstrom, ``forces`` (or
                 ``REF_forces``) in eV/angstrom
-``energy``      eV (or ``REF_energy``)
+``energy``      eV (or ``REF_energy``); may be missing beside
+``interaction_energy``, eV, of a complex, whose molecules a dot separates in ``smiles``
 ``smiles``      mapped SMILES with explicit hydrogens (or ``mapped_smiles``); map index = atom position + 1
 ``name``        optional; frames of one name and SMILES are conformers of one molecule
 ==============  ===========================================================================================
@@ -84,16 +85,22 @@ def _frame(label: str, comment: str, rows: list[str]) -> Frame:
     def numbers(name):
         return np.array([[float(x) for x in row[columns[name]]] for row in cells])
 
-    energy, smiles = (_first(keys, *names) for names in (("energy", "REF_energy"), ("smiles", "mapped_smiles")))
+    smiles = _first(keys, "smiles", "mapped_smiles")
+    properties = {}
+    if "interaction_energy" in keys:
+        properties["interaction"] = np.asarray(float(keys["interaction_energy"]) * EV)
+    there = not properties or "energy" in keys or "REF_energy" in keys
+    energy = float(_first(keys, "energy", "REF_energy")) * EV if there else None
     found = next((name for name in ("forces", "REF_forces") if name in columns), None)
     return Frame(
         name=keys.get("name", smiles),
         label=label,
         smiles=smiles,
         positions=numbers("pos") * constants.ANGSTROM,
-        energy=float(energy) * EV,
+        energy=energy,
         forces=None if found is None else numbers(found) * (EV / constants.ANGSTROM),
         numbers=np.array([atomic_number(row[columns["species"]][0]) for row in cells]),
+        properties=properties,
     )
 
 

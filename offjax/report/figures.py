@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from offjax.fit import metrics
+from offjax.fit.targets import CONFORMERS
 from offjax.interop.torsiondrives import dihedrals
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ MAX_PROFILES = 48
 
 def data(result: FitResult, parameters: list[dict[str, Any]]) -> dict[str, Any]:
     """Everything that is plotted, as JSON-ready values."""
-    splits = [s for s in ("test", "train") if any(m.split == s for m in result.molecules)]
+    splits = [s for s in ("test", "train") if any(m.split == s and m.kind in CONFORMERS for m in result.molecules)]
     return {
         "history": history(result),
         "energies": {split: energies(result, split) for split in splits},
@@ -41,7 +42,7 @@ def history(result: FitResult) -> dict[str, list[Any]]:
 
 def energies(result: FitResult, split: str) -> dict[str, Any]:
     """Relative energies of all conformers, kJ/mol: QM, before, after, and which molecule."""
-    chosen = [m for m in result.molecules if m.split == split]
+    chosen = [m for m in result.molecules if m.split == split and m.kind in CONFORMERS]
     columns = {
         key: np.concatenate([np.asarray(getattr(m, f"energies_{key}"), dtype=float) for m in chosen])
         for key in ("qm", "initial", "fitted")

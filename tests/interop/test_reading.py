@@ -152,14 +152,14 @@ def test_elements_and_given_bonds_are_compared_with_the_smiles(frames, tmp_path)
     shuffled = result(*first)
     shuffled["molecule"] = shuffled["molecule"] | {"symbols": ["O", "C", "H", "H", "H", "H"]}
     failed = result(*first) | {"success": False, "error": "SCF"}
-    hessian = result(*first) | {"driver": "hessian"}
+    other = result(*first) | {"driver": "properties"}
     bare = result(*first)["molecule"]
-    entries = [result(*first, connectivity=bonds), shuffled, failed, hessian, bare, result(*first, smiles="CO"), {}]
+    entries = [result(*first, connectivity=bonds), shuffled, failed, other, bare, result(*first, smiles="CO"), {}]
     (tmp_path / "a.json").write_text(json.dumps(entries))
     found = read(tmp_path / "a.json", strict=False)
     words = ["the connectivity differs: bond O1-H5 is in the SMILES only; bond C0-H5 is in the file only",
              "atom 0 has atomic number 8, but map index 1 of the SMILES has 6", "the calculation failed: SCF",
-             "the driver 'hessian' is not read", "a QCSchema Molecule has no energy", "all mapped 1..n",
+             "the driver 'properties' is not read", "a QCSchema Molecule has no energy", "all mapped 1..n",
              "not of the expected layout (KeyError: 'driver')"]  # fmt: skip
     assert not found.records and sorted(p.record for p in found.rejected) == [f"result {n}" for n in range(7)]
     for problem in found.rejected:
@@ -237,7 +237,7 @@ def test_names_and_options(frames, tmp_path):
     assert [r.name for r in read(path, include=["b"]).records] == ["b"]
     for options, message in (
         ({"include": ["c"]}, "no record matches 'c'"),
-        ({"molecule": SMILES}, "molecule and sign belong to forcebalance-qdata"),
+        ({"molecule": SMILES}, "molecule belongs to ForceBalance.s formats"),
         ({"format": "pdb"}, "there is no format 'pdb'"),
     ):
         with pytest.raises(InputError, match=message):

@@ -180,13 +180,15 @@ def build(
 ) -> Targets:
     """Pack the records, in the batch's order of molecules; ``weights[m]`` is w_m (0: held out).
 
-    Records with a driven dihedral are torsion profiles, minimised as ``relaxation`` says.
+    Records with a driven dihedral are torsion profiles, minimised as ``relaxation`` says. Those of other kinds have
+    weight 0 here.
     """
     conformers = batch.pack([record.positions for record in records])
     columns: dict[str, list[np.ndarray]] = {
         k: [] for k in ("reference", "energies", "energy_factor", "forces", "force_factor")
     }
-    for record, w in zip(records, weights, strict=True):
+    for record, weight in zip(records, weights, strict=True):
+        w = weight if record.kind in ("energies", "torsion-profiles") else 0.0
         a = conformer_weights(record.energies, objective.temperature)
         b = reference_weights(record.energies, a, objective.energy_reference)
         shifted = record.energies - record.energies[0]

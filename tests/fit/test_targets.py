@@ -1,0 +1,303 @@
+"""Data beside energies, forces and torsion profiles: exact deviations, Jacobians, and fits that find the truth."""
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import offjax
+from offjax import constants
+from offjax.fit import FitConfig, FitResult, run, summary, uncertainty
+from offjax.fit.driver import prepare
+from offjax.fit.targets import internal, modes
+from offjax.fit.targets.vibrations import matched
+from offjax.md import normal_modes
+from tests.fit.conftest import conformers, write_spice
+
+SMILES = {
+    "methanol": "[C:1]([O:2][H:6])([H:3])([H:4])[H:5]",
+    "formaldehyde": "[C:1](=[O:2])([H:3])[H:4]",
+}
+BLOCKS = [
+    {"path": "Bonds/length", "prior": float("inf"), "scale": 0.02},
+    {"path": "Angles/angle", "prior": float("inf"), "scale": 5.0},
+    {"path": "Bonds/k", "prior": float("inf"), "scale": 50.0, "transform": "log"},
+    {"path": "Angles/k", "prior": float("inf"), "scale": 10.0, "transform": "log"},
+]
+TIGHT = {"optimized_geometries": {"tolerance": 1e-6}, "vibrations": {"tolerance": 1e-6}}
+
+
+def changed(p):
+    """The parameters behind the data: bonds longer or shorter by 1 %, angles by 2 degrees, stiffer angles."""
+    length, angle = np.array(p["Bonds"]["length"]), np.array(p["Angles"]["angle"])
+    p = p.replace("Bonds", "length", length * (1 + 0.01 * (-1.0) ** np.arange(len(length))))
+    p = p.replace("Angles", "k", 1.05 * np.asarray(p["Angles"]["k"]))
+    return p.replace("Angles", "angle", angle + 2 * constants.DEGREE * (-1.0) ** np.arange(len(angle)))
+
+
+@pytest.fixture(scope="module")
+def systems():
+    from openff.toolkit import Molecule
+
+    with jax.enable_x64(True):
+        found = []
+        for name, smiles in SMILES.items():
+            molecule = Molecule.from_mapped_smiles(smiles)
+            molecule.name = name
+            molecule.assign_partial_charges("gasteiger")
+            found.append(
+                offjax.System.from_smirnoff(
+                    "openff-2.2.1.offxml", molecule, charge_from_molecules=[molecule]
+                ).without_constraints()
+            )
+    return found
+
+
+@pytest.fixture(scope="module")
+def minima(systems, tmp_path_factory):
+    """A file with the minima of the changed parameters."""
+    from openff.toolkit import Molecule
+
+    with jax.enable_x64(True):
+        batch = offjax.SystemBatch.from_systems(systems)
+        starts = [conformers(Molecule.from_mapped_smiles(s), 1, 1) for s in SMILES.values()]
+        packed = batch.pack(starts)
+        found = batch.minimize(changed(systems[0].parameters), packed, tolerance=1e-7)
+        assert np.all(found.converged)
+        positions = batch.unpack(found.positions, packed)
+        truth = changed(systems[0].parameters)
+        hessians = [hessian(system, truth, x[0]) for system, x in zip(systems, positions, strict=True)]
+    path = tmp_path_factory.mktemp("minima") / "minima.h5"
+    records = {
+        name: {
+            "smiles": smiles,
+            "numbers": system.topology.atomic_numbers,
+            "positions": x,
+            "energies": np.zeros(1),
+            "forces": np.zeros_like(x),
+        }
+        for (name, smiles), system, x in zip(SMILES.items(), systems, positions, strict=True)
+    }
+    write_spice(path, records)
+    with h5py.File(path, "a") as file:
+        for name, values in zip(SMILES, hessians, strict=True):
+            file[name].create_dataset("dft_total_hessian", data=values[None]).attrs["units"] = "kj/mol/nm^2"
+    return path
+
+
+def hessian(system, p, x):
+    """By JAX, of the energy of one System."""
+    return np.asarray(jax.hessian(system.to_jax(), argnums=1)(p, x)).reshape(x.size, x.size)
+
+
+def config(path, directory, kinds, blocks=BLOCKS, **tables):
+    content = {
+        "force_field": "openff-2.2.1.offxml",
+        "data": [{"path": str(path), "kind": kind} for kind in kinds],
+        "charges": {"method": "gasteiger"},
+        "parameters": blocks,
+        "optimizer": {"max_iterations": 20, "objective_tolerance": 0.0, "gradient_tolerance": 1e-9},
+        "output": {"directory": str(directory)},
+    }
+    return FitConfig.from_dict(content | tables)
+
+
+def check_derivatives(objective, x, rtol=1e-5):
+    """J^T r and J^T J of every component agree with differences of its residuals."""
+    direction = jnp.asarray(np.random.default_rng(3).normal(size=len(x)))
+
+    def residuals(y):
+        pairs = zip(objective.data.components, objective.parts(y).components, strict=True)
+        return [component.weighted(at.found.deviations) for component, at in pairs]
+
+    def slopes(h):
+        ends = zip(residuals(x + h * direction), residuals(x - h * direction), strict=True)
+        return [(a - b) / (2 * h) for a, b in ends]
+
+    columns = [(4 * a - b) / 3 for a, b in zip(slopes(0.01), slopes(0.02), strict=True)]
+    blocks = objective.component_normals(x)
+    for r, column, (value, gradient, matrix) in zip(residuals(x), columns, blocks, strict=True):
+        assert float(value) == pytest.approx(0.5 * float(r @ r))
+        size = float(jnp.linalg.norm(column))
+        assert float(gradient @ direction) == pytest.approx(float(r @ column), rel=rtol, abs=rtol * size)
+        assert float(direction @ matrix @ direction) == pytest.approx(size**2, rel=rtol)
+    total = objective.gauss_newton(x)
+    assert float(total[0]) == pytest.approx(float(objective.value(x)), rel=1e-9)
+
+
+@pytest.mark.slow
+def test_reverse_mode_agrees_with_the_jacobian(minima, tmp_path):
+    chosen = config(minima, tmp_path / "fit", ["optimized-geometries"], **TIGHT)
+    with jax.enable_x64(True):
+        data = prepare(chosen)
+        objective = data.objective(chosen)
+        x = 0.3 * jnp.asarray(np.random.default_rng(2).normal(size=len(data.free)))
+        _, gradient, _ = objective.gauss_newton(x)
+        _, reverse = objective.value_and_gradient(x)
+        np.testing.assert_allclose(gradient, reverse, rtol=1e-6, atol=1e-6 * np.abs(reverse).max())
+
+
+def test_internal_coordinates_are_those_of_the_bonds(systems):
+    methanol, formaldehyde = (internal.coordinates(s, np.eye(s.n_particles, 3)[None]) for s in systems)
+    assert [len(methanol[k]) for k in ("bond", "angle", "torsion", "improper")] == [5, 7, 3, 0]
+    assert [len(formaldehyde[k]) for k in ("bond", "angle", "torsion", "improper")] == [3, 3, 0, 1]
+    assert formaldehyde["improper"].tolist() == [[1, 0, 2, 3]]
+    assert {tuple(t) for t in methanol["torsion"]} == {(2, 0, 1, 5), (3, 0, 1, 5), (4, 0, 1, 5)}
+
+
+def test_geometries_hessians_and_vibrations(systems, minima, tmp_path):
+    kinds = ["optimized-geometries", "minimum-gradients", "hessians", "vibrations"]
+    chosen = config(minima, tmp_path / "fit", kinds, **TIGHT)
+    with jax.enable_x64(True):
+        data = prepare(chosen)
+        start = data.free.selection.parameters
+        evaluate = jax.jit(lambda components, p: {c.kind: c.target.evaluate(p) for c in components})
+        # at the parameters behind the data nothing deviates
+        truth = evaluate(data.components, changed(start))
+        assert sorted(truth) == sorted(kinds)
+        for kind, found in truth.items():
+            assert np.max(np.abs(found.deviations)) < 1e-4, kind
+            assert int(found.unconverged) == 0
+        found = evaluate(data.components, start)
+
+        # the five bonds of methanol come after the three of formaldehyde; s = 0.005 nm
+        geometry = found["optimized-geometries"]
+        x, reference = np.asarray(geometry.positions)[4:], data.records[1].positions[0]
+        bonds = internal.coordinates(data.systems[1], x[None])["bond"]
+        after, before = (np.linalg.norm(y[bonds[:, 1]] - y[bonds[:, 0]], axis=1) for y in (x, reference))
+        np.testing.assert_allclose(geometry.deviations[3:8], (after - before) / (0.005 * np.sqrt(5)), atol=1e-12)
+        assert float(geometry.errors["bond"][1]) == pytest.approx(np.mean((after - before) ** 2))
+        assert np.isnan(geometry.errors["improper"][1]) and 0 < float(geometry.errors["position"][1]) < 0.01**2
+
+        methanol, formaldehyde = systems
+        forces = -jax.grad(methanol.to_jax(), argnums=1)(start, reference)
+        assert float(found["minimum-gradients"].errors["gradient"][1]) == pytest.approx(np.mean(forces**2))
+
+        # the mean square of all elements of the mass-weighted Hessian, without translations and rotations
+        masses = np.asarray(methanol.topology.masses)
+        outside = modes.rigid_motions(reference, masses)
+        free = np.eye(18) - outside @ outside.T
+        root = np.repeat(np.sqrt(masses), 3)
+        difference = hessian(methanol, start, reference) - hessian(methanol, changed(start), reference)
+        difference = free @ (difference / np.outer(root, root)) @ free
+        assert float(found["hessians"].errors["hessian"][1]) == pytest.approx(np.sum(difference**2) / 12**2, rel=1e-6)
+
+        # frequencies of formaldehyde at its minimum, in the order of the reference
+        masses = np.asarray(formaldehyde.topology.masses)
+        own = normal_modes(lambda x: formaldehyde.to_jax()(start, x), np.asarray(geometry.positions)[:4], masses)
+        measured = np.asarray(own.frequencies)[6:] * modes.WAVENUMBER
+        [component] = [c for c in data.components if c.kind == "vibrations"]
+        target = component.target
+        shift = np.asarray(found["vibrations"].deviations)[:6] / np.asarray(target.factor)[0, :6]
+        np.testing.assert_allclose(np.sort(shift + np.asarray(target.wavenumbers)[0, :6]), measured, rtol=1e-6)
+
+        objective = data.objective(chosen)
+        x = 0.3 * jnp.asarray(np.random.default_rng(2).normal(size=len(data.free)))
+        check_derivatives(objective, x)
+        posterior = uncertainty.laplace(objective, x)
+        assert [kind.name for kind in posterior.kinds] == kinds
+        np.testing.assert_allclose(posterior.fitted, objective.gauss_newton(x)[2], rtol=1e-9)
+
+    result = run(chosen)
+    train = result.metrics["train"]
+    assert train["energy_rmse_initial"] is None
+    for quantity in ("bond", "angle", "position", "gradient", "hessian", "frequency"):
+        assert train[f"{quantity}_rmse_fitted"] < 0.02 * train[f"{quantity}_rmse_initial"], quantity
+    again = FitResult.load(tmp_path / "fit")
+    assert [m.kind for m in again.molecules] == [kind for kind in kinds for _ in range(2)]
+    assert again.molecules[0].errors_fitted == result.molecules[0].errors_fitted
+
+
+def test_modes_are_matched_once_each_by_the_largest_overlap():
+    score = jnp.array([[0.9, 0.8, 0.0], [0.7, 0.1, 0.0], [-1.0, -1.0, -1.0]])
+    assert matched(score).tolist() == [0, 1, 0]
+
+
+def test_a_linear_molecule_has_five_rigid_motions():
+    x = np.array([[0.0, 0.0, -0.1], [0.0, 0.0, 0.0], [0.0, 0.0, 0.1]])
+    assert modes.rigid_motions(x, np.ones(3)).shape == (9, 5)
+
+
+DIMER = "[O:1]([H:2])[H:3].[O:4]([H:5])[H:6]"
+WATER = np.array([[0.0, 0.0, 0.0], [0.0957, 0.0, 0.0], [-0.024, 0.0927, 0.0]])
+
+
+@pytest.fixture(scope="module")
+def dimers(tmp_path_factory):
+    """Water dimers with interaction energies and potentials of changed parameters; two of them are repulsive."""
+    from openff.toolkit import Molecule
+
+    water = [Molecule.from_mapped_smiles("[O:1]([H:2])[H:3]") for _ in range(2)]
+    acceptor = np.array([[0.0, 0.0, 0.0], [0.0586, 0.0757, 0.0], [0.0586, -0.0757, 0.0]])
+    apart = (0.22, 0.24, 0.26, 0.28, 0.32, 0.4)
+    x = np.stack([np.concatenate([WATER, acceptor + [d, 0.0, 0.0]]) for d in apart])
+    rng = np.random.default_rng(5)
+    directions = rng.normal(size=(len(x), 40, 3))
+    grid = x.mean(axis=1)[:, None] + directions / np.linalg.norm(directions, axis=-1, keepdims=True) * 0.8
+    with jax.enable_x64(True):
+        both = offjax.System.from_smirnoff("openff-2.2.1.offxml", water)
+        one = offjax.System.from_smirnoff("openff-2.2.1.offxml", water[0])
+        p = of_water(both.parameters)
+        whole, single = both.to_jax(), one.to_jax()
+        interaction = np.array([whole(p, y) - single(p, y[:3]) - single(p, y[3:]) for y in x])
+        charge = np.tile(both.slots(p)["Electrostatics"]["charge"], 2)
+    distance = np.linalg.norm(grid[:, :, None] - x[:, None], axis=-1)
+    path = tmp_path_factory.mktemp("dimers") / "dimers.h5"
+    datasets = {
+        "conformations": (x, "nm"),
+        "interaction_energy": (interaction, "kj/mol"),
+        "esp_grid": (grid, "nm"),
+        "esp": (constants.COULOMB * np.sum(charge / distance, axis=-1), "kj/mol/e"),
+    }
+    with h5py.File(path, "w") as file:
+        group = file.create_group("water dimer")
+        group.create_dataset("smiles", data=[DIMER], dtype=h5py.string_dtype())
+        for name, (values, units) in datasets.items():
+            group.create_dataset(name, data=values).attrs["units"] = units
+    return path, interaction
+
+
+def of_water(p):
+    """TIP3P with other charges and a deeper well."""
+    chosen = p.select("LibraryCharges/charge", "*tip3p*")
+    p = chosen.insert(np.asarray(chosen.to_vector()) * 1.1)
+    chosen = p.select("vdW/epsilon", "*tip3p*O")
+    return chosen.insert(np.asarray(chosen.to_vector()) * 1.3)
+
+
+def test_interaction_energies_and_electrostatic_potentials(dimers, tmp_path):
+    path, interaction = dimers
+    kinds = ["interaction-energies", "electrostatic-potentials"]
+    blocks = [
+        {"path": "LibraryCharges/charge", "prior": float("inf"), "scale": 0.1},
+        {"path": "vdW/epsilon", "patterns": ["*tip3p*O"], "prior": float("inf"), "scale": 0.05},
+    ]
+    charges = {"charges": {"method": "force-field"}}
+    chosen = config(path, tmp_path / "fit", kinds, blocks, **charges)
+    with jax.enable_x64(True):
+        data = prepare(chosen)
+        start = data.free.selection.parameters
+        evaluate = jax.jit(lambda components, p: {c.kind: c.target.evaluate(p) for c in components})
+        for kind, found in evaluate(data.components, of_water(start)).items():
+            assert np.max(np.abs(found.deviations)) < 1e-9, kind
+        # a repulsive dimer counts relative to its repulsion
+        [target] = [c.target for c in data.components if c.kind == "interaction-energies"]
+        assert interaction.max() > 5 and interaction.min() < -1
+        widths = np.hypot(2.0, np.maximum(interaction, 0.0))
+        np.testing.assert_allclose(target.factor, 1 / (widths * np.sqrt(len(interaction))))
+        objective = data.objective(chosen)
+        check_derivatives(objective, 0.5 * jnp.asarray(np.random.default_rng(2).normal(size=len(data.free))))
+
+    result = run(chosen)
+    np.testing.assert_allclose(
+        result.fitted.to_vector()[result.selection.indices],
+        of_water(result.initial).to_vector()[result.selection.indices],
+        rtol=1e-5,
+    )
+    train = result.metrics["train"]
+    for quantity in ("interaction", "potential"):
+        assert train[f"{quantity}_rmse_fitted"] < 1e-4 * train[f"{quantity}_rmse_initial"]
+    again = FitResult.load(tmp_path / "fit")
+    assert again.molecules[0].system.topology.n_molecules == 2
+    assert [row[0] for row in summary(again)] == ["energy", "force", "interaction", "potential"]
