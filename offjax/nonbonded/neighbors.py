@@ -1,11 +1,12 @@
 """Neighbour lists: blocks of eight atoms with the atoms near them, built and kept current inside ``jit``.
 
-Atoms are wrapped into the cell and split by a k-d tree into *blocks* of eight; 16 consecutive blocks are a *group*.
-Bounding boxes of groups, then of blocks, then the atoms themselves are tested against ``cutoff + skin``. What remains
-is a full list (i in j's and j in i's) of atoms near any of the eight, in rows of 128 entries; one byte an entry
-marks the lanes (atoms of the block) that the entry does not interact with: excluded atoms, the atom itself, padding. An
-entry names the periodic image that it means, so that boxes little larger than twice the cutoff and triclinic boxes
-take no other path. Points of a plane or a line are points of space with z = 0, y = 0, in a box of sufficient height.
+Atoms are wrapped into the cell and split by a k-d tree into *blocks* of eight; four consecutive blocks are a *part*,
+four parts a *group*. Bounding boxes of groups, of the parts and blocks of near ones, then the atoms themselves are
+tested against ``cutoff + skin``. What remains is a full list (i in j's and j in i's) of atoms near any of the eight, in
+rows of 128 entries; one byte an entry marks the lanes (atoms of the block) that the entry does not interact with:
+excluded atoms, the atom itself, padding. An entry names the periodic image that it means, so that boxes little larger
+than twice the cutoff and triclinic boxes take no other path. Points of a plane or a line are points of space with
+z = 0, y = 0, in a box of sufficient height.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ ROW = 128
 CHUNK = 32
 """Rows that are worked on together, and the quantum of rows: their arrays stay in the cache."""
 
-GROUP = 16
-"""Blocks in a group."""
+SPLIT = 4
+"""Blocks in a part, and parts in a group."""
 
 TOLERANCE = 1e-5
 """Lists reach this (relative) farther than they must, so that rounding never decides."""
@@ -51,9 +52,10 @@ IMAGES = np.array(sorted(itertools.product((-1, 0, 1), repeat=3), key=lambda n: 
 
 
 class Capacity(NamedTuple):
-    """Static sizes: groups near a group, blocks near a block, rows of one block, rows of the list."""
+    """Static sizes: groups, parts and blocks near one of their kind, rows of one block, rows of the list."""
 
     groups: int
+    parts: int
     blocks: int
     block_rows: int
     rows: int
@@ -347,8 +349,7 @@ def _build(old: NeighborList, x, h) -> NeighborList:
     tree = _tree(x, h)
     reach = (old.cutoff + old.skin) * (1.0 + TOLERANCE)
     size = old.capacity
-    near, groups = _near_groups(tree, h, reach, size.groups)
-    near, blocks = _near_blocks(tree, near, h, reach, size.blocks)
+    near, levels = _near_blocks(tree, h, reach, size)
     atoms, counts = _near_atoms(tree, near, h, reach, size.block_rows * ROW)
     rows = -(-counts // ROW)
     ends = jnp.cumsum(rows)
@@ -358,8 +359,7 @@ def _build(old: NeighborList, x, h) -> NeighborList:
     entries = atoms.reshape(-1, size.block_rows, ROW)[block, k]
     used = (row < ends[-1])[:, None] & (k[:, None] * ROW + jnp.arange(ROW) < counts[block][:, None])
     overflow = (
-        (jnp.max(groups) > size.groups)
-        | (jnp.max(blocks) > size.blocks)
+        jnp.any(jnp.stack(levels) > jnp.asarray(size[:3]))
         | (jnp.max(rows) > size.block_rows)
         | (ends[-1] > size.rows)
         | ~jnp.all(jnp.isfinite(x))
@@ -432,60 +432,71 @@ def _gap2(first, second, shift):
     return total
 
 
+def _near_blocks(tree, h, reach, size: Capacity):
+    """Entries (block + image) near each block, from level to level, and the most that any box has on each level."""
+    near, groups = _near_groups(tree, h, reach, size.groups)
+    near, parts = _near_children(tree, near, LANES * SPLIT, h, reach, size.parts)
+    near, blocks = _near_children(tree, near, LANES, h, reach, size.blocks)
+    return near[: len(tree.order) // LANES], (groups, parts, blocks)
+
+
 def _near_groups(tree, h, reach, capacity):
-    """Entries (group + image) near each group, (group, capacity); -1 is none."""
-    low, high = _bounds(_padded(tree.x), LANES * GROUP)
+    """Entries (group + image) near each group, (group, capacity), -1 is none; and the largest number."""
+    low, high = _bounds(_padded(tree.x), LANES * SPLIT**2)
     n = len(low)
     images = 1 if h is None else len(IMAGES)
-    entry = (jnp.arange(images, dtype=jnp.int32)[:, None] * _BITS + jnp.arange(n, dtype=jnp.int32)).reshape(-1)
-    other = slots(entry)
-    first = low[:, None], high[:, None]
-    near = _gap2(first, (low[other], high[other]), _shifts(entry, h)) <= reach**2
-    return _compact(near, jnp.broadcast_to(entry, near.shape), capacity)
-
-
-def _near_blocks(tree, groups, h, reach, capacity):
-    """Entries (block + image) near each block, from those of its group."""
-    low, high = _bounds(_padded(tree.x), LANES)
-    entry = _children(groups, GROUP)
+    entry = (np.arange(images, dtype=np.int32)[:, None] * _BITS + np.arange(n, dtype=np.int32)).reshape(-1)
+    entry = jnp.asarray(np.pad(entry, (0, -len(entry) % 32), constant_values=-1).reshape(-1, 32))
     other = jnp.maximum(slots(entry), 0)
-    second = low[other][:, None], high[other][:, None]
-    first = (low.reshape(-1, GROUP, 1, 3), high.reshape(-1, GROUP, 1, 3))
-    shift = tuple(s if h is None else s[:, None] for s in _shifts(entry, h))
-    near = (entry >= 0)[:, None] & (_gap2(first, second, shift) <= reach**2)
-    near = near.reshape(len(low), -1)[: len(tree.order) // LANES]
-    return _compact(near, jnp.repeat(entry, GROUP, axis=0)[: len(near)], capacity)
+    first = low[:, None, None], high[:, None, None]
+    near = (entry >= 0) & (_gap2(first, (low[other], high[other]), _shifts(entry, h)) <= reach**2)
+    lists, counts = _compact(near, entry, capacity)
+    return lists, jnp.max(counts)
+
+
+def _near_children(tree, parents, size, h, reach, capacity):
+    """Entries near each box of ``size`` slots, from those near the box that it is a part of; and the largest number."""
+    low, high = (v.reshape(-1, SPLIT, 3) for v in _bounds(_padded(tree.x), size))
+
+    def of_parent(arguments):
+        entry, *first = arguments
+        other = jnp.maximum(slots(entry), 0)
+        shift = tuple(s if h is None else s[:, None] for s in _shifts(entry, h))
+        gap2 = _gap2([v[:, None, None] for v in first], (low[other], high[other]), shift)
+        return _compact((entry >= 0)[:, None] & (gap2 <= reach**2), _children(entry, SPLIT), capacity)
+
+    lists, counts = jax.lax.map(of_parent, (parents, low, high))
+    return lists.reshape(-1, capacity), jnp.max(counts)
 
 
 def _near_atoms(tree, blocks, h, reach, capacity):
-    """Entries (slot + image) within reach of any atom of each block, from the blocks near it."""
-    columns = [tree.x[:, k] for k in range(3)]
+    """Entries (slot + image) within reach of any atom of each block, from the blocks near it; and their numbers."""
+    columns = [tree.x[:, k].reshape(-1, LANES) for k in range(3)]
 
-    def one(arguments):
-        blocks, mine = (a[None] for a in arguments)
-        entry = _children(blocks, LANES)
+    def of_block(arguments):
+        entry, mine = arguments
         other = jnp.maximum(slots(entry), 0)
-        theirs = [c[other] + s for c, s in zip(columns, _shifts(entry, h), strict=True)]
+        shift = _shifts(entry, h)
+        theirs = [c[other] + (s if h is None else s[:, None]) for c, s in zip(columns, shift, strict=True)]
         theirs = jax.lax.optimization_barrier(theirs)  # or XLA gathers once a lane
-        r2 = [sum((t - mine[:, lane, k, None]) ** 2 for k, t in enumerate(theirs)) for lane in range(LANES)]
-        closest = r2[0]
-        for value in r2[1:]:  # minimum of NaN (infinity - infinity in padding) and a number is the number
-            closest = jnp.fmin(closest, value)
-        return jax.tree.map(lambda v: v[0], _compact((entry >= 0) & (closest <= reach**2), entry, capacity))
+        near = False
+        for lane in range(LANES):  # NaN (infinity - infinity in padding) is not near
+            near |= sum((t - mine[lane, k]) ** 2 for k, t in enumerate(theirs)) <= reach**2
+        keep = (entry >= 0)[:, None] & near
+        return jax.tree.map(lambda v: v[0], _compact(keep[None], _children(entry, LANES), capacity))
 
-    return jax.lax.map(one, (blocks, tree.x.reshape(-1, LANES, 3)))
+    return jax.lax.map(of_block, (blocks, tree.x.reshape(-1, LANES, 3)))
 
 
 def _padded(x):
     """Slots up to whole groups."""
-    missing = -len(x) % (LANES * GROUP)
+    missing = -len(x) % (LANES * SPLIT**2)
     return jnp.concatenate([x, jnp.full((missing, 3), jnp.inf, x.dtype)])
 
 
 def _children(entries, n):
-    """Entries of the n parts of each entry; the parts of none are none."""
-    parts = slots(entries)[..., None] * n + jnp.arange(n, dtype=jnp.int32) + (entries & ~(_BITS - 1))[..., None]
-    return jnp.where((entries < 0)[..., None], -1, parts).reshape(*entries.shape[:-1], -1)
+    """Entries of the n parts of each entry, (entry, n)."""
+    return slots(entries)[:, None] * n + jnp.arange(n, dtype=jnp.int32) + (entries & ~(_BITS - 1))[:, None]
 
 
 def _shifts(entries, h):
@@ -493,14 +504,25 @@ def _shifts(entries, h):
 
 
 def _compact(keep, values, capacity):
-    """The kept values of each row, in order, in ``capacity`` columns filled up with -1; and the counts."""
-    rank = jnp.cumsum(keep, axis=1, dtype=jnp.int32)
+    """The kept ``values`` (n, m) of each row of ``keep`` (row, n, m), in order, in ``capacity`` columns filled up with
+    -1; and how many each row keeps.
+
+    The m <= 32 flags of a word are counted by its bits, as XLA's cumulative sums are slow; and from here on the flags
+    are those bits, or XLA computes ``keep`` a second time.
+    """
+    bit = jnp.arange(keep.shape[2], dtype=jnp.uint32)
+    word = jnp.sum(keep.astype(jnp.uint32) << bit, axis=2, dtype=jnp.uint32)
+    count = jax.lax.population_count(word).astype(jnp.int32)
+    total = jnp.cumsum(count, axis=1)
+    before = jax.lax.population_count(word[..., None] & ((jnp.uint32(1) << bit) - 1)).astype(jnp.int32)
+    rank = (total - count)[..., None] + before
+    keep = (word[..., None] >> bit) & 1 == 1
     spare = len(keep) * capacity
-    start = jnp.arange(0, spare, capacity, dtype=jnp.int32)[:, None]
-    place = jnp.where(keep & (rank <= capacity), start + rank - 1, spare)
+    start = jnp.arange(0, spare, capacity, dtype=jnp.int32)[:, None, None]
+    place = jnp.where(keep & (rank < capacity), start + rank, spare)
     table = jnp.full(spare + 1, -1, jnp.int32)
-    table = table.at[place.reshape(-1)].set(values.reshape(-1), mode="promise_in_bounds")
-    return table[:spare].reshape(-1, capacity), rank[:, -1]
+    table = table.at[place].set(jnp.broadcast_to(values, place.shape), mode="promise_in_bounds")
+    return table[:spare].reshape(-1, capacity), total[:, -1]
 
 
 def _mask(order, block, entries, used, exclusions):
@@ -547,10 +569,9 @@ def _sizes(old: NeighborList, x, h):
     """What a list at these positions needs; the sizes of a level are right if the levels above fitted into ``old``."""
     tree = _tree(x, h)
     reach = (old.cutoff + old.skin) * (1.0 + TOLERANCE)
-    near, groups = _near_groups(tree, h, reach, old.capacity.groups)
-    near, blocks = _near_blocks(tree, near, h, reach, old.capacity.blocks)
+    near, levels = _near_blocks(tree, h, reach, old.capacity)
     counts = _near_atoms(tree, near, h, reach, ROW)[1]
-    return jnp.max(groups), jnp.max(blocks), jnp.max(counts), jnp.sum(-(-counts // ROW))
+    return *levels, jnp.max(counts), jnp.sum(-(-counts // ROW))
 
 
 def _allocate(x, h, exclusions, cutoff, skin, headroom) -> NeighborList:
@@ -558,17 +579,16 @@ def _allocate(x, h, exclusions, cutoff, skin, headroom) -> NeighborList:
         raise InputError(f"headroom must be at least 1, got {headroom}")
     if not bool(jnp.all(jnp.isfinite(x))):
         raise NeighborListError(_not_finite(x))
-    groups, blocks = 96, 384
+    tried = (96, 192, 384)
     while True:
-        sizes = _sizes(_empty(x, h, exclusions, cutoff, skin, Capacity(groups, blocks, 1, 1)), x, h)
-        most_groups, most_blocks, most_atoms, rows = (int(n) for n in sizes)
-        if most_groups <= groups and most_blocks <= blocks:
+        sizes = _sizes(_empty(x, h, exclusions, cutoff, skin, Capacity(*tried, 1, 1)), x, h)
+        *levels, most_atoms, rows = (int(n) for n in sizes)
+        if all(n <= m for n, m in zip(levels, tried, strict=True)):
             break
-        groups, blocks = max(groups, most_groups), max(blocks, 2 * blocks if most_groups > groups else most_blocks)
+        tried = tuple(max(n, m) for n, m in zip(levels, tried, strict=True))
+    # few and discrete: how many groups, parts and blocks are near one changes most when atoms move or a lattice melts
     capacity = Capacity(
-        # few and discrete: how many groups and blocks are near one changes most when atoms move or a lattice melts
-        groups=math.ceil(most_groups * headroom**2),
-        blocks=math.ceil(most_blocks * headroom**2),
+        *(math.ceil(n * headroom**2) for n in levels),
         block_rows=max(1, math.ceil(most_atoms * headroom / ROW)),
         rows=max(1, math.ceil(rows * headroom / CHUNK)) * CHUNK,
     )

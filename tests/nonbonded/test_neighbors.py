@@ -12,7 +12,7 @@ from offjax.nonbonded.blocks import pair_energy
 from offjax.nonbonded.neighbors import CHUNK, Capacity, neighbor_list
 
 N = 70
-CAPACITY = Capacity(groups=27, blocks=27 * 9, block_rows=15, rows=5 * CHUNK)
+CAPACITY = Capacity(groups=27, parts=27 * 3, blocks=27 * 9, block_rows=15, rows=5 * CHUNK)
 PAIRS = np.random.default_rng(7).choice(N, size=(40, 2), replace=True)
 PAIRS = PAIRS[PAIRS[:, 0] != PAIRS[:, 1]]
 BOXES = {
@@ -152,7 +152,7 @@ def test_what_a_list_cannot_hold_is_never_silent(rng):
     assert not larger.overflow
     assert_close(*both(crowd, h, parameters, cutoff, larger))
     with pytest.raises(NeighborListError, match="fit"):
-        neighbor_list(crowd, h, cutoff=cutoff, skin=skin, capacity=Capacity(27, 243, 1, CHUNK))
+        neighbor_list(crowd, h, cutoff=cutoff, skin=skin, capacity=Capacity(27, 81, 243, 1, CHUNK))
 
     assert all(bool(jnp.all(jnp.isnan(v))) for v in energy(neighbors, crowd))  # stale
     with pytest.raises(NeighborListError, match="out of date"):
