@@ -42,6 +42,21 @@ def test_sums_over_shards_are_the_objective(both, rng):
     np.testing.assert_allclose(gradient, alone.value_and_gradient(x)[1], rtol=1e-10, atol=1e-9)
 
 
+def test_a_point_is_computed_once(both, monkeypatch):
+    _, shared = both
+    submitted = []
+    submit = shared.client.submit
+    monkeypatch.setattr(shared.client, "submit", lambda *a, **k: submitted.append(a) or submit(*a, **k))
+    x = jnp.full(len(shared.start), 0.01)
+    value = shared.value(x)
+    assert shared.value(x) == value == sum(shared.parts(x)[:3]) and len(submitted) == 3
+    np.testing.assert_allclose(jax.jit(shared.scalar)(x, None), value, rtol=1e-12)
+    shared.value_and_gradient(x)
+    assert len(submitted) == 6
+    shared.value(x + 0.01)
+    assert shared.value(x) == value and len(submitted) == 12
+
+
 def test_a_dead_worker_costs_its_tasks_only(both):
     _, shared = both
     x = jnp.zeros(len(shared.start))
@@ -49,6 +64,7 @@ def test_a_dead_worker_costs_its_tasks_only(both):
     pids = shared.client.run(os.getpid)
     assert len(set(pids.values()) - {os.getpid()}) == 2
     os.kill(next(iter(pids.values())), signal.SIGKILL)
+    shared.gauss_newton(x + 1.0)  # only the last point is remembered
     for a, b in zip(before, shared.gauss_newton(x), strict=True):
         np.testing.assert_array_equal(a, b)
 
