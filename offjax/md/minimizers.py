@@ -480,14 +480,15 @@ def solve_iteratively(product: Callable, b, systems: Systems | None = None, leve
     Only products H r enter the step lengths, so a part of b in the null space of H does no harm, unlike with
     conjugate gradients. A system stops when |r| <= level |b|, or, as such a part keeps r from that, when
     |H r| <= level |H b|: a component of the residual along a mode that is zero but for rounding is below that, and
-    left alone. ``level`` is 1e-12 (1e-6 in single precision) if not given.
+    left alone. ``level`` is 1e-12 (1e-6 in single precision) if not given. Rounding may keep a nearly singular system
+    from either: it ends after 20 steps for each of its coordinates.
     """
     total, _, spread = ALONE if systems is None else systems
     if level is None:
         level = 1e-12 if b.dtype == jnp.float64 else 1e-6
 
     def moving(r, hr, k):
-        return (total(hr * hr) > goal) & (total(r * r) > level**2 * total(b * b)) & (k < 20 * b.size)
+        return (total(hr * hr) > goal) & (total(r * r) > level**2 * total(b * b)) & (k < most)
 
     def unfinished(carry):
         _, r, _, hr, _, _, k = carry
@@ -505,5 +506,5 @@ def solve_iteratively(product: Callable, b, systems: Systems | None = None, leve
         return x, r, r + ratio * p, hr, hr + ratio * hp, new, k + 1
 
     hb = product(b)
-    goal = level**2 * total(hb * hb)
+    goal, most = level**2 * total(hb * hb), 20 * total(jnp.ones_like(b))
     return jax.lax.while_loop(unfinished, step, (jnp.zeros_like(b), b, b, hb, hb, total(b * hb), 0))[0]
