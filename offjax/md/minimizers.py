@@ -16,11 +16,12 @@ alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from offjax import geometry
@@ -79,8 +80,11 @@ def minimize(
     over: parameters, a box, a diameter that the box depends on. Any function of the minimum can be differentiated,
     not only its energy. Directions in which the minimum is free (translations, rotations, particles without contact)
     do not respond: dx* has no component there, so the derivative of an observable that depends on them is that of its
-    projection. The derivative is that of a true minimum: check ``converged``. Outside ``jax.jit`` every call compiles
-    anew, for the energy may close over other values: wrap repeated calls in one jitted function.
+    projection. The derivative is that of a true minimum: check ``converged``.
+
+    Outside ``jax.jit``, an energy whose parameters are ``args``, or bound by ``functools.partial``, is compiled once
+    for all parameters and starts of one shape; as with ``jax.jit``, what else the function refers to must not change.
+    An energy that only closes over its parameters is compiled at every call.
 
     Parameters
     ----------
@@ -110,10 +114,57 @@ def minimize(
         ``x0`` is not (n, dimension), or there is no such ``hessian``.
     """
     x0 = points("x0", x0)
+    method = lbfgs() if method is None else method
     if hessian not in (None, "dense", "iterative"):
         raise InputError(f'hessian must be None, "dense" or "iterative", got {hessian!r}')
-    method = lbfgs() if method is None else method
     dense = hessian == "dense" or (hessian is None and x0.size <= DENSE_LIMIT)
+    options = method, tolerance, max_steps, dense
+    if args or isinstance(energy, partial):
+        parts = _Parts.of(energy, args)
+        known = _hashable((parts.fixed, parts.structure, options))
+        if known and not jax.closure_convert(parts.energy, x0, parts.varied)[1]:
+            return _compiled(parts.fixed, parts.structure, options, x0, parts.varied)
+    return _minimum(energy, x0, args, *options)
+
+
+class _Parts(NamedTuple):
+    """An energy and its arguments as what a program is compiled for, and the numbers that are given to it."""
+
+    fixed: tuple
+    structure: Any
+    varied: list
+
+    @classmethod
+    def of(cls, energy, args):
+        function, before, keywords = energy, (), {}
+        if isinstance(energy, partial):
+            function, before, keywords = energy.func, energy.args, energy.keywords
+        leaves, structure = jax.tree.flatten((function, before, keywords, args))
+        numbers = [isinstance(leaf, jax.Array | np.ndarray | float) for leaf in leaves]
+        fixed = tuple(None if number else leaf for leaf, number in zip(leaves, numbers, strict=True))
+        return cls(fixed, structure, [leaf if number else None for leaf, number in zip(leaves, numbers, strict=True)])
+
+    def energy(self, x, varied):
+        """The energy with these numbers."""
+        leaves = [v if leaf is None else leaf for leaf, v in zip(self.fixed, varied, strict=True)]
+        function, before, keywords, args = jax.tree.unflatten(self.structure, leaves)
+        return function(*before, x, *args, **keywords)
+
+
+def _hashable(value) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _compiled(fixed, structure, options, x0, varied):
+    return _minimum(_Parts(fixed, structure, varied).energy, x0, (varied,), *options)
+
+
+def _minimum(energy, x0, args, method, tolerance, max_steps, dense) -> Minimum:
     # Values that the energy closes over become arguments, so that they have derivatives like the others.
     converted, hidden = jax.closure_convert(energy, x0, *args)
 
@@ -227,6 +278,7 @@ class FireState(NamedTuple):
     downhill_steps: Array
 
 
+@cache
 def fire(
     dt: float = 0.001,
     dt_max: float = 0.1,
@@ -292,6 +344,7 @@ class SteepestState(NamedTuple):
     step_size: Array
 
 
+@cache
 def steepest_descent(max_step: float = 0.1) -> Descent:
     """Along the forces, as far as it goes downhill: the step grows by 1.2 if the energy falls, else shrinks by 0.2.
 
@@ -338,6 +391,7 @@ class LbfgsState(NamedTuple):
     next: Array
 
 
+@cache
 def lbfgs(history: int = 20, max_step: float = 0.1) -> Descent:
     """Limited-memory BFGS with a backtracking line search, one trial a step.
 

@@ -1,5 +1,7 @@
 """Minimisers on problems with known answers, and the derivative of the minimum against finite differences."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +63,26 @@ def test_not_a_number_and_too_few_steps_do_not_converge(start):
         assert not found.converged and found.steps == 0
     found = minimize(quadratic, start, 0.0, 1.0, max_steps=2)
     assert not found.converged and found.steps == 2
+
+
+def test_other_parameters_of_the_same_energy_are_not_compiled_anew(start):
+    traced = []
+
+    def pulled(x, centre, stiffness):
+        traced.append(1)
+        return quadratic(x, centre, stiffness)
+
+    uses = []
+    for k, centre in enumerate((1.0, 2.0, jnp.asarray(3.0))):
+        before = len(traced)
+        found = minimize(pulled, start + k, centre, 1.0)
+        np.testing.assert_allclose(found.positions, centre, atol=1e-6)
+        slope = jax.grad(lambda c, k=k: minimize(partial(pulled, centre=c, stiffness=1.0), start).positions[0, k % 2])
+        assert slope(centre) == pytest.approx(1.0, abs=1e-9)
+        uses.append(len(traced) - before)
+    assert uses[1:] == [2, 2] and uses[0] == 4  # once a call, to look for values that it closes over
+    for c in (4.0, 5.0):  # nothing is remembered of an energy that closes over its parameters
+        np.testing.assert_allclose(minimize(lambda x, c=c: quadratic(x, c, 1.0), start).positions, c, atol=1e-6)
 
 
 def test_wrong_arguments_are_refused():
