@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from offjax.errors import InputError
+from offjax.errors import DifferentiationError, InputError
 from offjax.md.dynamics import points, scalar
 
 
@@ -38,7 +38,8 @@ def reversible_trajectory(
 
     The derivatives are those in ``positions``, ``velocities``, ``args``, values that ``energy`` closes over, ``dt``,
     ``masses``, ``kT`` and ``friction``. Every step backwards costs about four force evaluations. There is no forward
-    mode and there are no second derivatives: use ``advance``.
+    mode, and there are no constraints: use ``advance``. Second derivatives are reverse over reverse
+    (``jax.jacrev(jax.grad(f))``), and their memory grows with the number of steps.
 
     Parameters
     ----------
@@ -53,6 +54,8 @@ def reversible_trajectory(
     ------
     InputError
         Wrong shapes, no steps, or some of ``kT``, ``friction`` and ``key`` without the others.
+    DifferentiationError
+        Forward mode.
     """
     x, v = points("positions", positions), points("velocities", velocities)
     if x.shape != v.shape:
@@ -67,7 +70,15 @@ def reversible_trajectory(
     m = m[:, None] if m.ndim else m
     numbers = tuple(jnp.asarray(0.0 if value is None else value, x.dtype) for value in (dt, kT, friction))
     theta = (args, hidden, m, *numbers)
-    return _trajectory(converted, steps, all(thermostat), theta, (x, v), jax.random.key(0) if key is None else key)
+    key = jax.random.key(0) if key is None else key
+    try:
+        return _trajectory(converted, steps, all(thermostat), theta, (x, v), key)
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise DifferentiationError(
+            "reversible_trajectory has no forward mode (jvp, jacfwd, hessian): use offjax.md.advance"
+        ) from error
 
 
 def _kick(converted, theta, x, sign):

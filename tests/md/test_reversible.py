@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from offjax import md
-from offjax.errors import InputError
+from offjax.errors import DifferentiationError, InputError
 
 X = jnp.array([[0.0, 0.1], [1.1, 0.0], [0.4, 1.0]])
 V = 0.3 * jnp.array([[0.2, 1.0], [-0.5, 0.1], [0.7, -0.4]])
@@ -71,6 +71,20 @@ def test_gradients_of_a_trajectory_are_those_of_its_steps_and_of_differences(kin
     exact, h = of(*arguments)[1], 2e-5
     slopes = [(of(1 + s, *arguments[1:])[0] - of(1 - s, *arguments[1:])[0]) / (2 * s) for s in (h, h / 2)]
     np.testing.assert_allclose(exact, (4 * slopes[1] - slopes[0]) / 3, rtol=1e-6)
+
+
+def test_second_derivatives_are_reverse_over_reverse_and_forward_mode_is_refused():
+    def last(sigma, run):
+        energy = md.pair_energy(md.lennard_jones, md.free().displacement)
+        masses = jnp.array([1.0, 2.0, 0.7])
+        x, _ = run(lambda x: energy(x, sigma=sigma), X, V, masses=masses, dt=0.02, steps=4, **KINDS["Langevin"])
+        return jnp.sum(x[0] * x[1])
+
+    twice = lambda run: jax.jit(jax.grad(jax.grad(lambda s: last(s, run))))(1.0)  # noqa: E731
+    assert twice(md.reversible_trajectory) == pytest.approx(float(twice(unrolled)), rel=1e-8)
+    for forward in (jax.jacfwd, jax.hessian):
+        with pytest.raises(DifferentiationError, match="reversible_trajectory has no forward mode"):
+            forward(lambda s: last(s, md.reversible_trajectory))(1.0)
 
 
 def test_wrong_input_is_refused():
