@@ -6,6 +6,7 @@ derivatives of the energy, by automatic differentiation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ def _distances(positions, displacement, box):
 
 def _shells(edges, dimension):
     """Volumes of the spherical shells between the edges."""
-    unit = 2.0 * np.pi ** (dimension / 2) / (dimension * float(np.exp(jax.scipy.special.gammaln(dimension / 2))))
+    unit = 2.0 * np.pi ** (dimension / 2) / (dimension * math.gamma(dimension / 2))
     return unit * jnp.diff(edges**dimension)
 
 
@@ -56,7 +57,7 @@ def smooth_pair_correlation(
     """
     n, d = positions.shape
     r = _distances(positions, displacement, box)
-    surface = 2.0 * np.pi ** (d / 2) / float(np.exp(jax.scipy.special.gammaln(d / 2))) * r ** (d - 1)
+    surface = 2.0 * np.pi ** (d / 2) / math.gamma(d / 2) * r ** (d - 1)
     gauss = jnp.exp(-0.5 * ((jnp.asarray(radii)[:, None] - r) / width) ** 2) / (width * np.sqrt(2 * np.pi))
     return 2.0 * box_volume / (n * (n - 1)) * jnp.sum(gauss / surface, axis=1)
 
