@@ -205,7 +205,7 @@ def _compared(record: Record, x: np.ndarray, energies: np.ndarray, converged: np
     lowest = int(np.argmin(record.energies))
     dde = (energies - energies[lowest]) - (record.energies - record.energies[lowest])
     dde[lowest] = np.nan
-    if not converged[lowest]:
+    if not converged[lowest] or not record.has_energies:
         dde[:] = np.nan
     return Minima(x, energies, rmsd, tfd, dde, converged)
 
@@ -261,13 +261,17 @@ def minima_of(record: Record, max_force: float = MAX_FORCE) -> Record | None:
 def of_fit(result: FitResult, max_force: float = MAX_FORCE) -> Benchmark | None:
     """The initial and the fitted force field on the molecules of a fit, under the names "initial" and "fitted".
 
-    Conformers that are no minima of the QM energy are left out; None if nothing else is there.
+    Conformers that are no minima of the QM energy are left out, and so are interaction energies and electrostatic
+    potentials; None if nothing else is there.
     """
     records, systems = [], []
     for m in result.molecules:
+        if m.kind in ("interaction-energies", "electrostatic-potentials"):
+            continue
         record = Record(
             m.name, m.smiles, m.inchikey, m.positions, m.energies_qm, m.forces_qm, str(result.directory), m.driven
         )
+        record = replace(record, kind=m.kind, has_energies=bool(np.any(m.energies_qm)))
         if (found := minima_of(record, max_force)) is not None:
             records.append(found)
             systems.append(m.system)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from offjax.fit import metrics
-from offjax.fit.targets import CONFORMERS
+from offjax.fit.targets import CONFORMERS, QUANTITIES
 from offjax.interop.torsiondrives import dihedrals
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ MAX_POINTS = 4000
 """Points of a scatter plot and split; beyond, a regular sample is shown and the page says so."""
 BINS = 70
 MAX_BARS = 40
+PARTS = {"energy_part": "energies", "force_part": "forces", "prior_part": "priors"}
+"""Parts of the objective in words."""
 MAX_PROFILES = 48
 """Torsion profiles that are drawn, the worst first."""
 
@@ -33,11 +35,26 @@ def data(result: FitResult, parameters: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def history(result: FitResult) -> dict[str, list[Any]]:
-    """Columns of the iterations' log."""
-    keys = ("iteration", "objective", "energy_part", "force_part", "prior_part")
-    keys += tuple(f"{q}_rmse_{s}" for q in ("energy", "force") for s in ("train", "test"))
-    return {key: [entry.get(key) for entry in result.history] for key in keys}
+def history(result: FitResult) -> dict[str, Any]:
+    """Columns of the iterations' log: the objective, its parts by name, and the RMSE of one quantity by split."""
+    last = result.history[-1]
+    parts = [key for key in last if key.endswith("_part")]
+    known = [q for q in ("force", *QUANTITIES) if last.get(f"{q}_rmse_train") is not None]
+    shown = known[0] if known else "energy"
+
+    def column(key: str) -> list[Any]:
+        return [entry.get(key) for entry in result.history]
+
+    name, unit = QUANTITIES[shown]
+    return {
+        "iteration": column("iteration"),
+        "objective": column("objective"),
+        "parts": [
+            {"name": PARTS.get(key, key.removesuffix("_part").replace("_", " ")), "y": column(key)} for key in parts
+        ],
+        "quantity": f"{name} RMSE ({unit})",
+        "rmse": {split: column(f"{shown}_rmse_{split}") for split in ("train", "test")},
+    }
 
 
 def energies(result: FitResult, split: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from offjax.constants import ANGSTROM, KCAL
+from offjax.fit.targets import CONFORMERS
 from offjax.report import drawings
 
 if TYPE_CHECKING:
@@ -107,12 +108,13 @@ def largest_errors(result: FitResult) -> list[dict[str, Any]]:
 
 
 def _errors(m: MoleculeResult) -> tuple[np.ndarray, np.ndarray | None] | None:
-    """By conformer: the RMS force error with the errors of its atoms (n, atoms), or the energy error and None."""
+    """By conformer: the RMS force error with the errors of its atoms (n, atoms), or the energy error and None; None
+    for other kinds of data."""
+    if m.kind not in CONFORMERS:
+        return None
     if m.forces_qm is not None:
         difference = m.forces_fitted - m.forces_qm
         return np.sqrt(np.mean(difference**2, axis=(1, 2))), np.linalg.norm(difference, axis=-1)
-    if m.energies_qm is None or m.energies_fitted is None:
-        return None
     return m.energies_fitted - m.energies_qm, None
 
 

@@ -63,6 +63,8 @@ def html(result: FitResult, benchmark: Benchmark | None = None) -> str:
         "template.html",
         plotted | minima | {"views": views},
         has_forces=bool(plotted["forces"]),
+        has_energies=bool(plotted["energies"]),
+        targets=rows.targets(result),
         profiles=plotted["profiles"][: figures.MAX_PROFILES],
         n_profiles=len(plotted["profiles"]),
         geometry=geometry,

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from offjax.fit import metrics, uncertainty
+from offjax.fit.targets import CONFORMERS, QUANTITIES
 from offjax.interop.units import short
 
 if TYPE_CHECKING:
-    from offjax.fit import FitResult
+    from offjax.fit import FitResult, MoleculeResult
 
-QUANTITIES = {"force": ("Force RMSE", "kJ/mol/nm"), "energy": ("Energy RMSE", "kJ/mol")}
+KINDS = {
+    "energies": "energies and forces",
+    "torsion-profiles": "torsion profiles",
+    "optimized-geometries": "optimised geometries",
+    "minimum-gradients": "forces at QM minima",
+    "hessians": "Hessians",
+    "vibrations": "vibrations",
+    "interaction-energies": "interaction energies",
+    "electrostatic-potentials": "electrostatic potentials",
+}
+"""Kinds of reference data in words."""
 SPLITS = {"test": "held out", "validation": "validation", "train": "training"}
 
 
@@ -44,7 +56,8 @@ def cards(result: FitResult) -> list[dict[str, Any]]:
     """RMSE before and after, held out first."""
     found = []
     for split, words in SPLITS.items():
-        for quantity, (name, units) in QUANTITIES.items():
+        for quantity in ("force", "energy", *(q for q in QUANTITIES if q not in ("force", "energy"))):
+            name, units = QUANTITIES[quantity]
             before = result.metrics.get(split, {}).get(f"{quantity}_rmse_initial")
             after = result.metrics.get(split, {}).get(f"{quantity}_rmse_fitted")
             if before is None or after is None:
@@ -53,7 +66,7 @@ def cards(result: FitResult) -> list[dict[str, Any]]:
             found.append(
                 {
                     "split": split,
-                    "name": f"{name}, {words}",
+                    "name": f"{name[0].upper()}{name[1:]} RMSE, {words}",
                     "unit": units,
                     "before": before,
                     "after": after,
@@ -121,10 +134,43 @@ def molecules(result: FitResult) -> list[dict[str, Any]]:
             "n_atoms": m.system.n_particles,
         }
         for when in ("initial", "fitted"):
-            row[f"energy_{when}"] = metrics.energy_rmse([getattr(m, f"energies_{when}")], [m.energies_qm])
-            row[f"force_{when}"] = metrics.force_rmse([getattr(m, f"forces_{when}")], [m.forces_qm])
+            row[f"energy_{when}"] = row[f"force_{when}"] = None
+            if m.kind in CONFORMERS:
+                row[f"energy_{when}"] = metrics.energy_rmse([getattr(m, f"energies_{when}")], [m.energies_qm])
+                row[f"force_{when}"] = metrics.force_rmse([getattr(m, f"forces_{when}")], [m.forces_qm])
+        row["others"] = [(*QUANTITIES[q], m.errors_initial.get(q), value) for q, value in m.errors_fitted.items()]
         found.append(row)
     return found
+
+
+def targets(result: FitResult) -> list[dict[str, Any]]:
+    """One row a kind of reference data, split and quantity: how much there is, and RMSE before and after."""
+    found = []
+    for kind, words in KINDS.items():
+        for split, where in SPLITS.items():
+            members = [m for m in result.molecules if m.kind == kind and m.split == split]
+            if not members:
+                continue
+            count = {"kind": words, "split": split, "split_name": where, "molecules": len(members)}
+            count["conformers"] = sum(len(m.positions) for m in members)
+            for quantity, (name, unit) in QUANTITIES.items():
+                pair = [_root_mean(members, quantity, when) for when in ("initial", "fitted")]
+                if pair[0] is not None or pair[1] is not None:
+                    found.append(count | {"quantity": name, "unit": unit, "before": pair[0], "after": pair[1]})
+    return found
+
+
+def _root_mean(members: Sequence[MoleculeResult], quantity: str, when: str) -> float | None:
+    """The RMSE of a quantity in which every molecule counts equally; None if no molecule has it."""
+    if members[0].kind not in CONFORMERS:
+        errors = [getattr(m, f"errors_{when}") for m in members]
+        squares = [e[quantity] ** 2 for e in errors if quantity in e]
+        return math.sqrt(sum(squares) / len(squares)) if squares else None
+    if quantity == "energy":
+        return metrics.energy_rmse([getattr(m, f"energies_{when}") for m in members], [m.energies_qm for m in members])
+    if quantity == "force":
+        return metrics.force_rmse([getattr(m, f"forces_{when}") for m in members], [m.forces_qm for m in members])
+    return None
 
 
 def plain_smiles(mapped: str) -> str:

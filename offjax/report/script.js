@@ -42,10 +42,11 @@
   function course() {
     const h = data.history, it = h.iteration;
     const parts = [line("objective", it, h.objective, css("--ink"))];
-    for (const [key, name, color] of [["force_part", "forces", "--train"], ["energy_part", "energies", "--test"],
-      ["prior_part", "priors", "--before"]]) {
-      if (h[key].some((v) => v > 0)) parts.push(line(name, it, h[key].map((v) => (v > 0 ? v : null)), css(color), "dot", 1.5));
-    }
+    const colors = { forces: "--train", energies: "--test", priors: "--before" }, more = ["--first", "--good", "--bad"];
+    h.parts.forEach((part, n) => {
+      const color = css(colors[part.name] || more[n % more.length]);
+      if (part.y.some((v) => v > 0)) parts.push(line(part.name, it, part.y.map((v) => (v > 0 ? v : null)), color, "dot", 1.5));
+    });
     const l = layout("iteration", "objective");
     l.yaxis.type = "log";
     Object.assign(l.yaxis, logTicks(parts.flatMap((t) => t.y).filter((v) => v > 0)));
@@ -53,14 +54,11 @@
     Plotly.react("plot-objective", parts, l, config);
 
     const has = (v) => v.some((x) => x !== null && x !== undefined);
-    const force = has(h.force_rmse_train);
-    const q = force ? "force" : "energy";
     const traces = [];
     for (const split of ["train", "test"]) {
-      const values = h[q + "_rmse_" + split];
-      if (has(values)) traces.push(line(words[split], it, values, css("--" + split)));
+      if (has(h.rmse[split])) traces.push(line(words[split], it, h.rmse[split], css("--" + split)));
     }
-    const m = layout("iteration", force ? "force RMSE (kJ/mol/nm)" : "energy RMSE (kJ/mol)");
+    const m = layout("iteration", h.quantity);
     m.xaxis.rangemode = "tozero"; m.xaxis.tickformat = "d"; m.showlegend = true;
     Plotly.react("plot-rmse", traces, m, config);
   }
@@ -78,6 +76,7 @@
   }
 
   function energies() {
+    if (!byId("energies")) return;
     const splits = Object.keys(data.energies).sort().reverse(); // training below, held out on top
     const r = range(splits.flatMap((s) => ["qm", "initial", "fitted"].map((k) => data.energies[s][k])));
     for (const key of ["initial", "fitted"]) {

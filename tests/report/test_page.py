@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,6 +108,33 @@ def test_drawings_mark_atoms_and_show_the_hydrogens_of_the_match():
     assert "atom-3" in marked and "atom-3" not in plain
 
 
+def test_other_kinds_of_data_have_rows_and_no_energies(result, tmp_path):
+    errors = {"errors_initial": {"bond": 0.002, "angle": 3.0}, "errors_fitted": {"bond": 0.001, "angle": 2.0}}
+    whole = [replace(m, kind="optimized-geometries", forces_qm=None, **errors) for m in result.molecules]
+    last = {"energy_rmse_train": None, "force_rmse_train": None, "bond_rmse_train": 0.001}
+    history = [entry | last | {"optimized_geometries_part": 0.5} for entry in result.history]
+    bond = {"bond_rmse_initial": 0.002, "bond_rmse_fitted": 0.001}
+    other = replace(result, molecules=whole, history=history, metrics={"train": bond, "test": bond}, directory=tmp_path)
+    table = rows.targets(other)
+    assert [(row["quantity"], row["split"], row["molecules"]) for row in table] == [
+        ("bond length", "test", 2), ("angle", "test", 2), ("bond length", "train", 3), ("angle", "train", 3)
+    ]  # fmt: skip
+    assert table[0]["before"] == pytest.approx(0.002) and table[0]["unit"] == "nm"
+    path = report.write(other, tmp_path / "report.html")
+    text = path.read_text()
+    assert 'id="energies"' not in text and "Bond length RMSE, held out" in text and "optimised geometries" in text
+    assert "bond length 0.00200 &rarr;" in text and not geometries.largest_errors(other)
+    assert _data(path)["history"]["quantity"] == "bond length RMSE (nm)"
+    if CHROMIUM:
+        _browse(path, tmp_path)
+
+    mixed = rows.targets(replace(result, molecules=[*result.molecules[:2], whole[2]]))
+    assert {row["kind"] for row in mixed} == {"energies and forces", "optimised geometries"}
+    forces = {(r["split"], r["quantity"]): r["after"] for r in mixed}
+    first = result.molecules[0]
+    assert forces["test", "force"] == metrics.force_rmse([first.forces_fitted], [first.forces_qm])
+
+
 def test_cumulative_curves_count_converged_conformers(result):
     minima = example.benchmark(result)
     by_name = {c["quantity"]: {line["name"]: line for line in c["lines"]} for c in geometries.curves(minima)}
@@ -151,8 +179,6 @@ def test_fits_without_held_out_molecules_or_forces_have_a_page(tmp_path, options
 
 
 def test_text_of_the_user_cannot_break_the_page(tmp_path):
-    from dataclasses import replace
-
     made = example.result(tmp_path, n_conformers=3)
     first = replace(made.molecules[0], name="</script><b>x")
     path = report.write(replace(made, molecules=[first, *made.molecules[1:]]), tmp_path / "report.html")
