@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from offjax.cli import options
+from offjax.errors import OffjaxError
 
 BenchmarkOption = Annotated[
     bool,
@@ -81,9 +82,12 @@ def finish(result, benchmark: bool) -> None:
     from offjax.interop.units import short
 
     minima = None
-    if benchmark:
+    if benchmark and not result.interrupted:
         with session.working("minimising the QM geometries with both force fields"):
-            minima = benchmarks.of_fit(result)
+            try:
+                minima = benchmarks.of_fit(result)
+            except OffjaxError as error:  # the fit is done: its report is written
+                session.note(f"the minima of the two force fields are not compared: {error}")
     with session.working("writing the report"):
         page = report.write(result, result.directory / "report.html", minima)
 

@@ -140,3 +140,8 @@ def test_a_broken_configuration_names_file_and_key(run, tmp_path):
     assert "force_feild" in result.err and "did you mean force_field" in result.err
     _one_line(run("fit", "missing.toml"), "missing.toml")
     _one_line(run("report", "."), "result.h5: no such file")
+
+
+def test_the_sampler_takes_the_noise_of_the_objective(run):
+    _one_line(run("uncertainty", "out", "--nuts", "--noise", "residuals"), "--nuts samples the objective as it is")
+    _one_line(run("uncertainty", "out", "--nuts"), "result.h5: no such file")
