@@ -443,30 +443,83 @@ def final_distance(sigma, steps=37, levels=2, make=md.velocity_verlet):
     return jnp.sqrt(jnp.sum((last[0] - last[1]) ** 2))
 
 
+def canonical(make):
+    return lambda e, constraints: make(e, 0.01, 0.5, 1.0)
+
+
 MAKERS = {
-    "velocity Verlet": md.velocity_verlet,
-    "Langevin": lambda e, dt: md.langevin(e, dt, 0.5, 1.0),
-    "Brownian": lambda e, dt: md.brownian(e, 0.1 * dt, 0.5, 1.0),
-    "Nose-Hoover": lambda e, dt: md.nose_hoover(e, dt, 0.5, 0.1, chain=2),
-    "rescaling": lambda e, dt: md.stochastic_velocity_rescaling(e, dt, 0.5, 0.1),
+    "Verlet with constraints": lambda e, constraints: md.velocity_verlet(e, 0.01, constraints=constraints),
+    "Langevin": canonical(md.langevin),
+    "Langevin middle with constraints": lambda e, constraints: md.langevin_middle(
+        e, 0.01, 0.5, 1.0, constraints=constraints
+    ),
+    "Brownian": lambda e, constraints: md.brownian(e, 0.001, 0.5, 1.0),
+    "Nose-Hoover": lambda e, constraints: md.nose_hoover(e, 0.01, 0.5, 0.1, chain=2),
+    "rescaling": lambda e, constraints: md.stochastic_velocity_rescaling(e, 0.01, 0.5, 0.1),
+    "Monte Carlo barostat": lambda e, constraints: md.monte_carlo_barostat(
+        md.velocity_verlet(e, 0.01), e, 1.0, 0.5, frequency=3
+    ),
+    "extended system": lambda e, constraints: md.nose_hoover_npt(e, 0.01, 0.5, 1.0, 0.2, 0.5),
 }
 
 
-@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-def test_derivatives_through_a_trajectory(make):
-    if make is MAKERS["rescaling"] or make is MAKERS["Nose-Hoover"]:
-        # from rest there is no temperature to rescale: start moving
-        def make(e, dt, made=make):
-            integrator = made(e, dt)
-            return integrator._replace(init=lambda key, x, v: integrator.init(key, x, x - 0.5))
+def observables(energy, x, v, box, paths, speeds):
+    """Every observable of a run: of its end, and of its paths."""
+    displacement = md.periodic().displacement
+    area = md.volume(box)
+    return jnp.stack(
+        [
+            jnp.linalg.norm(displacement(x[0], x[5], box=box)),
+            md.smooth_pair_correlation(x, displacement, [1.15], 0.1, area, box=box)[0],
+            jnp.mean(md.bond_orientational_order(x, displacement, 1.5, box=box)),
+            md.stress(energy, x, box, velocities=v)[0, 1],
+            md.pressure(energy, x, box, velocities=v),
+            md.kinetic_temperature(v),
+            md.mean_squared_displacement(paths)[4],
+            md.velocity_autocorrelation(speeds)[2],
+            area,
+        ]
+    )
 
-    function = partial(final_distance, make=make, steps=20, levels=1)
-    of = jax.jit(function)
-    reverse, forward = (jax.jit(d(function))(1.0) for d in (jax.grad, jax.jacfwd))
-    differences = [(of(1.0 + h) - of(1.0 - h)) / (2 * h) for h in (2e-4, 1e-4)]
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_derivatives_of_every_observable_through_a_trajectory(make):
+    """Reverse and forward mode against finite differences."""
+    box = jnp.array([3.6, 3.7])
+    rng = np.random.default_rng(3)
+    x = jnp.asarray(np.array(list(np.ndindex(3, 3))) * 1.2 + rng.normal(scale=0.06, size=(9, 2)))
+    v = jnp.asarray(rng.normal(scale=0.7, size=(9, 2)))
+    pair = md.pair_energy(md.lennard_jones, md.periodic().displacement)
+    constraints = md.distance_constraints(
+        [[0, 1], [4, 5]], jnp.linalg.norm(x[jnp.array([0, 4])] - x[jnp.array([1, 5])], axis=1)
+    )
+
+    def run(sigma):
+        energy = partial(pair, sigma=sigma)
+        integrator = make(energy, constraints)
+        state = integrator.init(KEY, x, v, box=box)
+
+        def step(state, _):
+            state, _ = integrator.step(state)
+            return state, (state.positions, state.velocities)
+
+        last, paths = jax.lax.scan(step, state, length=10)
+        return observables(energy, last.positions, last.velocities, last.box, *paths)
+
+    weights = jnp.asarray(rng.normal(size=9))
+
+    @jax.jit
+    def together(sigma):
+        value, forward = jax.jvp(run, (sigma,), (jnp.ones(()),))
+        return value, forward, jax.grad(lambda s: weights @ run(s))(sigma)
+
+    _, forward, reverse = together(1.0)
+    differences = [(together(1.0 + h)[0] - together(1.0 - h)[0]) / (2 * h) for h in (2e-4, 1e-4)]
     difference = (4 * differences[1] - differences[0]) / 3
-    assert forward == pytest.approx(float(reverse), rel=1e-9)
-    assert reverse == pytest.approx(float(difference), rel=1e-6)
+    scale = np.abs(difference).max()
+    assert reverse == pytest.approx(float(weights @ forward), rel=1e-9)
+    np.testing.assert_allclose(forward, difference, rtol=1e-6, atol=1e-8 * scale)
+    assert np.count_nonzero(difference) >= 5
 
 
 @pytest.mark.parametrize("levels", [1, 3, 5])
