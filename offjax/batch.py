@@ -37,6 +37,7 @@ from offjax.batching.chunks import (
 )
 from offjax.batching.instances import MoleculeTerms, extract
 from offjax.batching.plain import PlainTerms, flatten
+from offjax.batching.sites import Sites
 from offjax.batching.types import Types, classify
 from offjax.energy import as_positions
 from offjax.errors import InputError, OffjaxError, UnsupportedError
@@ -69,11 +70,12 @@ class Conformers:
     row_mask: Bool[Array, " row"]
     types: Types
     chunks: Chunks
+    sites: Sites | None = None
     source: _Source | None = None
 
     def tree_flatten(self):
         rows = (self.molecule, self.mask, self.conformer, self.row_mask)
-        return (self.packed, *rows, self.types, self.chunks), None
+        return (self.packed, *rows, self.types, self.chunks, self.sites), None
 
     @classmethod
     def tree_unflatten(cls, _, children):
@@ -140,6 +142,7 @@ class _Frame(NamedTuple):
     n_chunks: int
     n_conformers: int
     n_rows: int
+    n_sites: int
 
 
 @jax.tree_util.register_pytree_node_class
@@ -244,7 +247,8 @@ class SystemBatch:
         ----------
         arrays
             One a molecule: (n_conformers, n_atoms, 3), or (n_atoms, 3) for one, in nm; OpenFF and OpenMM quantities are
-            converted. A molecule may have none (0, n_atoms, 3).
+            converted. A molecule may have none (0, n_atoms, 3). Rows of virtual sites may follow those of the atoms and
+            are ignored; among the rows of the batch every site has one, whose force is zero.
         check_bonds
             Refuse bonds shorter than half or longer than twice their equilibrium length.
         devices
@@ -281,8 +285,9 @@ class SystemBatch:
             lanes = choose_lanes(counts, np.array([m.load.sum() for m in prepared]))
             _, shape = balanced(prepared, split(counts, lanes), lanes)
         rows = counts * np.array([m.molecule.n_atoms for m in prepared])
-        n_conformers, n_rows = (int(np.sort(n)[::-1][:k].sum()) for n in (counts, rows))
-        return _Frame(shape, most_chunks(prepared, counts, k, shape), n_conformers, n_rows)
+        sites = counts * np.array([m.n_sites for m in self._host])
+        n_conformers, n_rows, n_sites = (int(np.sort(n)[::-1][:k].sum()) for n in (counts, rows, sites))
+        return _Frame(shape, most_chunks(prepared, counts, k, shape), n_conformers, n_rows, n_sites)
 
     def _packed(self, arrays: list[np.ndarray], frame: _Frame | None, devices: tuple[jax.Device, ...]) -> Conformers:
         prepared = [m.prepared for m in self._host]
@@ -292,13 +297,16 @@ class SystemBatch:
             lanes = choose_lanes(counts, np.array([m.load.sum() for m in prepared]))
             jobs = split(counts, lanes)
             chunk, shape = balanced(prepared, jobs, lanes, len(devices))
-            frame = _Frame(shape, int(chunk.max()) + 1, int(counts.sum()), int((counts * sizes).sum()))
+            sites = counts * np.array([m.n_sites for m in self._host])
+            frame = _Frame(
+                shape, int(chunk.max()) + 1, int(counts.sum()), int((counts * sizes).sum()), int(sites.sum())
+            )
         else:
             jobs = split(counts, frame.shape.lanes)
             chunk = first_fit(prepared, jobs, frame.shape)
         devices = devices[: frame.n_chunks]
         frame = frame._replace(n_chunks=-(-frame.n_chunks // len(devices)) * len(devices))
-        chunks, atom_start = fill(prepared, jobs, chunk, *frame)
+        chunks, atom_start = fill(prepared, jobs, chunk, *frame[:4])
         packed = place_positions(arrays, jobs, chunk, atom_start, frame.shape, frame.n_chunks)
         molecule = np.repeat(np.arange(len(arrays)), counts)
         conformer = np.repeat(np.arange(len(molecule)), sizes[molecule])
@@ -320,8 +328,14 @@ class SystemBatch:
             *_placed(rows, packed.dtype, everywhere),
             self._types_on(everywhere, packed.dtype),
             chunks,
+            self._sites(molecule, frame, packed.dtype, everywhere),
             _Source(self, arrays, frame.shape, devices),
         )
+
+    def _sites(self, molecule: np.ndarray, frame: _Frame, dtype, place) -> Sites | None:
+        if not frame.n_sites:
+            return None
+        return _placed(Sites.of([m.terms for m in self._host], molecule, frame.n_rows, frame.n_sites), dtype, place)
 
     def _types_on(self, everywhere, dtype) -> Types:
         """The types on the devices, shared by everything that is packed."""
@@ -469,6 +483,10 @@ class _Member(NamedTuple):
     terms: MoleculeTerms
     prepared: Prepared
 
+    @property
+    def n_sites(self) -> int:
+        return self.system.n_particles - self.system.topology.n_atoms
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
@@ -524,8 +542,13 @@ def _compiled(options: tuple[tuple[str, Any], ...]):
 
 def _energies_and_forces(theta, conformers: Conformers, forces: bool):
     values = conformers.types.values(theta)
-    chunks = conformers.chunks
-    return evaluate.evaluate(evaluate.term_parameters(values, chunks), conformers.packed, chunks, forces)
+    chunks, sites = conformers.chunks, conformers.sites
+    terms = evaluate.term_parameters(values, chunks)
+    if sites is None:
+        return evaluate.evaluate(terms, conformers.packed, chunks, forces)
+    rows, to_atoms = jax.vjp(lambda x: sites.place(theta, x), conformers.positions)
+    energies, force = evaluate.evaluate(terms, evaluate.to_lanes(rows, conformers.packed, chunks), chunks, forces)
+    return energies, to_atoms(force)[0] if forces else None
 
 
 def compiler_options() -> dict[str, Any]:
@@ -611,9 +634,12 @@ def _checked(n: int, system: System, array, check_bonds: bool) -> np.ndarray:
     except OffjaxError as error:
         raise type(error)(f"{_describe(n, system)}: {error}") from error
     x = x[None] if x.ndim == 2 else x
-    if x.ndim != 3 or x.shape[1:] != (system.n_particles, 3):
+    n_atoms, n_sites = system.topology.n_atoms, system.n_particles - system.topology.n_atoms
+    if n_sites and x.ndim == 3 and x.shape[1:] == (n_atoms, 3):
+        x = np.pad(x, ((0, 0), (0, n_sites), (0, 0)))
+    if x.ndim != 3 or x.shape[1:] != (n_atoms + n_sites, 3):
         raise InputError(
-            f"{_describe(n, system)}: expected positions (n_conformers, {system.n_particles}, 3) in nm, got {x.shape}"
+            f"{_describe(n, system)}: expected positions (n_conformers, {n_atoms}, 3) in nm, got {x.shape}"
         )
     if not np.all(np.isfinite(x)):
         c = int(np.nonzero(~np.all(np.isfinite(x), axis=(1, 2)))[0][0])

@@ -24,7 +24,7 @@ from offjax.batch import Conformers, SystemBatch, compiler_options
 from offjax.batching import evaluate as chunked
 from offjax.batching import kernel
 from offjax.batching.kernel import ChunkTables
-from offjax.errors import InputError
+from offjax.errors import InputError, UnsupportedError
 from offjax.md.minimizers import Descent, Minimum, Systems, implicit, lbfgs, run, solve_iteratively
 from offjax.parameters import ParameterSet
 
@@ -103,6 +103,11 @@ def respond(
 
 
 def _problem(batch, p, conformers: Conformers, frozen, restraint, anchors, tolerance) -> _Problem:
+    if conformers.sites is not None:
+        raise UnsupportedError(
+            "<VirtualSites>: the minima of molecules with virtual sites cannot be found in a batch; use "
+            "offjax.minimize with system.to_jax()"
+        )
     n = conformers.n_rows
     frozen = jnp.zeros(n, bool) if frozen is None else jnp.asarray(frozen)
     anchors = conformers.positions if anchors is None else jnp.asarray(anchors, conformers.dtype)

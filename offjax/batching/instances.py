@@ -59,11 +59,15 @@ def _widened(table: np.ndarray, width: int) -> np.ndarray:
 
 
 class Instances(NamedTuple):
-    """Terms of one section that contribute energy: atoms (n, body), values by attribute, periodicity for torsions."""
+    """Terms of one section that contribute energy: atoms (n, body), values by attribute, periodicity for torsions.
+
+    Virtual sites stand among them with their ``kind``; their atoms (n, 5) are the site itself and those of its frame.
+    """
 
     atoms: np.ndarray
     values: Mapping[str, Affine]
     periodicity: np.ndarray | None
+    kind: np.ndarray | None = None
 
 
 class MoleculeTerms(NamedTuple):
@@ -92,7 +96,7 @@ def extract(system: System) -> MoleculeTerms:
     method = system.nonbonded.vdw_nonperiodic_method
     if method != "no-cutoff":
         raise UnsupportedError(f'<vdW nonperiodic_method="{method}"> is not supported in a batch; use system.to_jax()')
-    unknown = set(system.terms) - set(SECTIONS) - {"Constraints"} - set(system.user_terms)
+    unknown = set(system.terms) - set(SECTIONS) - {"Constraints", "VirtualSites"} - set(system.user_terms)
     if unknown := sorted(name for name in unknown if system.terms[name].n_slots):
         raise UnsupportedError(f"section {', '.join(unknown)} is not supported in a batch; use system.to_jax()")
     sections = {}
@@ -108,6 +112,12 @@ def extract(system: System) -> MoleculeTerms:
             values[attribute] = Affine(*matrix.table, matrix.offset).take(slot)
         periodicity = None if term.periodicity is None else np.asarray(term.periodicity)[slot].astype(np.int32)
         sections[name] = Instances(term.atoms[keep], values, periodicity)
+    if system.n_particles > system.topology.n_atoms:
+        sites = system.terms["VirtualSites"]
+        values = {a: Affine(*m.table, m.offset).take(sites.slot) for a, m in system.assignment["VirtualSites"].items()}
+        own = np.arange(system.topology.n_atoms, system.n_particles)
+        kind = np.asarray(sites.kind)[sites.slot]
+        sections["VirtualSites"] = Instances(np.column_stack([own, sites.atoms]), values, None, kind)
     both = [np.concatenate(columns) for columns in zip(*pairs(system), strict=True)]
     user = tuple(system.user_terms.values())
     sections.update({term.section: _user_instances(system, term) for term in user})

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from offjax.batching.instances import Affine, MoleculeTerms, user_values
 from offjax.batching.kernel import user_energy
+from offjax.batching.sites import placed
 from offjax.terms import angles, bonds, electrostatics, torsions, vdw
 from offjax.terms.user import KINDS as USER_KINDS
 from offjax.terms.user import UserTerm
@@ -36,7 +37,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
 class PlainTerms:
     """All terms of all conformers: ``atoms[name]`` (n, body) rows of the flat positions, ``conformer[name]`` (n,) the
     conformer each belongs to, ``values[name]`` its parameters as affine functions of theta. ``"pairs"`` are the
-    nonbonded pairs; vdW and Electrostatics have values by atom row."""
+    nonbonded pairs; vdW and Electrostatics have values by atom row. ``"VirtualSites"``, of which ``kind`` has the
+    kinds, are placed before the others are evaluated."""
 
     atoms: dict[str, Array]
     conformer: dict[str, Array]
@@ -45,6 +47,7 @@ class PlainTerms:
     vdw_scale: Array
     coulomb_scale: Array
     user: tuple[UserTerm, ...] = field(default=(), metadata={"static": True})
+    kind: Array | None = None
 
     def energies(self, theta, x: Float[Array, "row 3"], n: int) -> Float[Array, " n"]:
         """Energy of each of ``n`` conformers, kJ/mol; ``theta`` the force-field vector, ``x`` all atom rows in nm."""
@@ -84,6 +87,8 @@ class PlainTerms:
 
     def _energies(self, values, x, n: int):
         total = jnp.zeros(n, x.dtype)
+        if "VirtualSites" in values:
+            x = placed(x, self.atoms["VirtualSites"], self.kind, **values["VirtualSites"])
 
         def add(name, terms):
             return total + jax.ops.segment_sum(terms, self.conformer[name], num_segments=n)
@@ -137,6 +142,7 @@ def flatten(molecules: Sequence[MoleculeTerms], molecule: np.ndarray) -> PlainTe
     starts = np.concatenate([[0], np.cumsum(sizes[molecule])])
     used = [molecules[m] for m in molecule]
     atoms, conformer, values, periodicity = {}, {}, {}, {}
+    kind = None
     for name in sorted({name for m in used for name in m.sections}):
         parts = [(c, m.sections[name]) for c, m in enumerate(used) if name in m.sections]
         atoms[name] = np.concatenate([part.atoms + starts[c] for c, part in parts]).astype(np.int32)
@@ -144,9 +150,11 @@ def flatten(molecules: Sequence[MoleculeTerms], molecule: np.ndarray) -> PlainTe
         values[name] = {a: Affine.concatenate([part.values[a] for _, part in parts]) for a in parts[0][1].values}
         if parts[0][1].periodicity is not None:
             periodicity[name] = np.concatenate([part.periodicity for _, part in parts])
+        if name == "VirtualSites":
+            kind = np.concatenate([part.kind for _, part in parts]).astype(np.int32)
     pairs = [m.pairs for m in used]
     atoms["pairs"] = np.concatenate([p.atoms + starts[c] for c, p in enumerate(pairs)]).astype(np.int32)
     conformer["pairs"] = np.repeat(np.arange(len(pairs)), [len(p.atoms) for p in pairs]).astype(np.int32)
     scales = (np.concatenate([p.vdw_scale for p in pairs]), np.concatenate([p.coulomb_scale for p in pairs]))
     defined = {term.section: term for m in used for term in m.user}
-    return PlainTerms(atoms, conformer, values, periodicity, *scales, tuple(defined.values()))
+    return PlainTerms(atoms, conformer, values, periodicity, *scales, tuple(defined.values()), kind)

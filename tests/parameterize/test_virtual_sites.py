@@ -130,11 +130,6 @@ def test_molecules_without_sites_are_as_before():
     assert float(energy) == pytest.approx(float(plain.to_jax()(plain.parameters, x)), abs=1e-9)
 
 
-def test_a_batch_refuses_sites_by_name():
-    with pytest.raises(offjax.UnsupportedError, match="VirtualSites is not supported in a batch"):
-        offjax.SystemBatch.from_systems([parameterize(sites.SITES, "CCl")])
-
-
 def test_other_exclusion_policies_raise_by_name():
     chosen = sites.force_field(policy="none")
     with pytest.raises(offjax.UnsupportedError, match='<VirtualSites exclusion_policy="none">'):
