@@ -258,7 +258,7 @@ class FitObjective:
 
     def _conformer_normal(self, x):
         """The same of energies, forces and priors."""
-        if not self._has_conformers:
+        if not self.has_conformers:
             residual, slope = self.data.priors(x)
             return 0.5 * jnp.sum(residual**2), slope * residual, jnp.diag(slope**2)
         if self.data.targets.relaxation is None:
@@ -277,7 +277,7 @@ class FitObjective:
         return self._last[2]
 
     @cached_property
-    def _has_conformers(self) -> bool:
+    def has_conformers(self) -> bool:
         """Whether any energy or force has a weight."""
         targets = self.data.targets
         return any(np.any(np.asarray(factor) > 0) for factor in (targets.energy_factor, targets.force_factor))

@@ -394,7 +394,12 @@ def _information(objective: FitObjective, x):
     """
     data, counts = objective.data, list(_counts(objective.data))
     others = [(2.0 * float(value), np.asarray(block)) for value, _, block in objective.component_normals(x)]
-    if data.targets.relaxation is None:
+    names: list[str] = []
+    squares: list[float] = []
+    blocks: list[np.ndarray] = []
+    if not objective.has_conformers:
+        counts = []
+    elif data.targets.relaxation is None:
         names = ["energy", "force"]
         squares, blocks = map(list, jax.device_get(compiled(_by_kind)(x, data)))
     else:

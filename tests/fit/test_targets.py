@@ -1,5 +1,9 @@
 """Data beside energies, forces and torsion profiles: exact deviations, Jacobians, and fits that find the truth."""
 
+import shutil
+from functools import cache
+
+import cloudpickle
 import h5py
 import jax
 import jax.numpy as jnp
@@ -8,11 +12,12 @@ import pytest
 
 import offjax
 from offjax import constants
-from offjax.fit import FitConfig, FitResult, run, summary, uncertainty
+from offjax.fit import FitConfig, FitResult, distributed, run, summary, uncertainty
 from offjax.fit.driver import prepare
 from offjax.fit.targets import internal, modes
 from offjax.fit.targets.vibrations import matched
 from offjax.md import normal_modes
+from offjax.report import page as report
 from tests.fit.conftest import conformers, write_spice
 
 SMILES = {
@@ -25,6 +30,7 @@ BLOCKS = [
     {"path": "Bonds/k", "prior": float("inf"), "scale": 50.0, "transform": "log"},
     {"path": "Angles/k", "prior": float("inf"), "scale": 10.0, "transform": "log"},
 ]
+KINDS = ["optimized-geometries", "minimum-gradients", "hessians", "vibrations"]
 TIGHT = {"optimized_geometries": {"tolerance": 1e-6}, "vibrations": {"tolerance": 1e-6}}
 
 
@@ -34,6 +40,14 @@ def changed(p):
     p = p.replace("Bonds", "length", length * (1 + 0.01 * (-1.0) ** np.arange(len(length))))
     p = p.replace("Angles", "k", 1.05 * np.asarray(p["Angles"]["k"]))
     return p.replace("Angles", "angle", angle + 2 * constants.DEGREE * (-1.0) ** np.arange(len(angle)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """The programs here are many and run for milliseconds: they are not optimised."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +80,6 @@ def minima(systems, tmp_path_factory):
         found = batch.minimize(changed(systems[0].parameters), packed, tolerance=1e-7)
         assert np.all(found.converged)
         positions = batch.unpack(found.positions, packed)
-        truth = changed(systems[0].parameters)
-        hessians = [hessian(system, truth, x[0]) for system, x in zip(systems, positions, strict=True)]
     path = tmp_path_factory.mktemp("minima") / "minima.h5"
     records = {
         name: {
@@ -80,15 +92,31 @@ def minima(systems, tmp_path_factory):
         for (name, smiles), system, x in zip(SMILES.items(), systems, positions, strict=True)
     }
     write_spice(path, records)
-    with h5py.File(path, "a") as file:
-        for name, values in zip(SMILES, hessians, strict=True):
+    return path
+
+
+@pytest.fixture(scope="module")
+def hessians(systems, minima):
+    """The same file with the Hessians of the changed parameters."""
+    path = minima.with_name("hessians.h5")
+    shutil.copy(minima, path)
+    with jax.enable_x64(True), h5py.File(path, "a") as file:
+        for name, system in zip(SMILES, systems, strict=True):
+            x = file[name]["conformations"][0] * constants.BOHR
+            values = hessian(system, changed(system.parameters), x)
             file[name].create_dataset("dft_total_hessian", data=values[None]).attrs["units"] = "kj/mol/nm^2"
     return path
 
 
 def hessian(system, p, x):
     """By JAX, of the energy of one System."""
-    return np.asarray(jax.hessian(system.to_jax(), argnums=1)(p, x)).reshape(x.size, x.size)
+    return np.asarray(hessian_of(system)(p, x)).reshape(x.size, x.size)
+
+
+@cache
+def hessian_of(system):
+    """Compiled once a System."""
+    return jax.jit(jax.hessian(system.to_jax(), argnums=1))
 
 
 def config(path, directory, kinds, blocks=BLOCKS, **tables):
@@ -101,6 +129,13 @@ def config(path, directory, kinds, blocks=BLOCKS, **tables):
         "output": {"directory": str(directory)},
     }
     return FitConfig.from_dict(content | tables)
+
+
+def found_at(objective, p):
+    """What each kind of data gives at other values of the free parameters."""
+    x = objective.free.x(np.asarray(p.to_vector())[objective.free.selection.indices])
+    pairs = zip(objective.data.components, objective.parts(jnp.asarray(x)).components, strict=True)
+    return {component.kind: at.found for component, at in pairs}
 
 
 def check_derivatives(objective, x, rtol=1e-5):
@@ -127,8 +162,8 @@ def check_derivatives(objective, x, rtol=1e-5):
 
 
 @pytest.mark.slow
-def test_reverse_mode_agrees_with_the_jacobian(minima, tmp_path):
-    chosen = config(minima, tmp_path / "fit", ["optimized-geometries"], **TIGHT)
+def test_reverse_mode_agrees_with_the_jacobian(hessians, tmp_path):
+    chosen = config(hessians, tmp_path / "fit", KINDS, **TIGHT)
     with jax.enable_x64(True):
         data = prepare(chosen)
         objective = data.objective(chosen)
@@ -146,20 +181,35 @@ def test_internal_coordinates_are_those_of_the_bonds(systems):
     assert {tuple(t) for t in methanol["torsion"]} == {(2, 0, 1, 5), (3, 0, 1, 5), (4, 0, 1, 5)}
 
 
-def test_geometries_hessians_and_vibrations(systems, minima, tmp_path):
-    kinds = ["optimized-geometries", "minimum-gradients", "hessians", "vibrations"]
-    chosen = config(minima, tmp_path / "fit", kinds, **TIGHT)
+def test_optimized_geometries(minima, tmp_path):
+    chosen = config(minima, tmp_path / "fit", ["optimized-geometries"], **TIGHT)
+    with jax.enable_x64(True):
+        data = prepare(chosen)
+        objective = data.objective(chosen)
+        # at the parameters behind the data nothing deviates
+        truth = found_at(objective, changed(data.free.selection.parameters))["optimized-geometries"]
+        assert np.max(np.abs(truth.deviations)) < 1e-4 and int(truth.unconverged) == 0
+        x = 0.3 * jnp.asarray(np.random.default_rng(2).normal(size=len(data.free)))
+        check_derivatives(objective, x)
+        posterior = uncertainty.laplace(objective, x)
+        assert [kind.name for kind in posterior.kinds] == ["optimized-geometries"]
+        np.testing.assert_allclose(posterior.fitted, objective.gauss_newton(x)[2], rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_geometries_hessians_and_vibrations(systems, hessians, tmp_path):
+    chosen = config(hessians, tmp_path / "fit", KINDS, **TIGHT)
     with jax.enable_x64(True):
         data = prepare(chosen)
         start = data.free.selection.parameters
-        evaluate = jax.jit(lambda components, p: {c.kind: c.target.evaluate(p) for c in components})
+        objective = data.objective(chosen)
         # at the parameters behind the data nothing deviates
-        truth = evaluate(data.components, changed(start))
-        assert sorted(truth) == sorted(kinds)
+        truth = found_at(objective, changed(start))
+        assert sorted(truth) == sorted(KINDS)
         for kind, found in truth.items():
             assert np.max(np.abs(found.deviations)) < 1e-4, kind
             assert int(found.unconverged) == 0
-        found = evaluate(data.components, start)
+        found = found_at(objective, start)
 
         # the five bonds of methanol come after the three of formaldehyde; s = 0.005 nm
         geometry = found["optimized-geometries"]
@@ -192,11 +242,10 @@ def test_geometries_hessians_and_vibrations(systems, minima, tmp_path):
         shift = np.asarray(found["vibrations"].deviations)[:6] / np.asarray(target.factor)[0, :6]
         np.testing.assert_allclose(np.sort(shift + np.asarray(target.wavenumbers)[0, :6]), measured, rtol=1e-6)
 
-        objective = data.objective(chosen)
         x = 0.3 * jnp.asarray(np.random.default_rng(2).normal(size=len(data.free)))
         check_derivatives(objective, x)
         posterior = uncertainty.laplace(objective, x)
-        assert [kind.name for kind in posterior.kinds] == kinds
+        assert [kind.name for kind in posterior.kinds] == KINDS
         np.testing.assert_allclose(posterior.fitted, objective.gauss_newton(x)[2], rtol=1e-9)
 
     result = run(chosen)
@@ -205,7 +254,7 @@ def test_geometries_hessians_and_vibrations(systems, minima, tmp_path):
     for quantity in ("bond", "angle", "position", "gradient", "hessian", "frequency"):
         assert train[f"{quantity}_rmse_fitted"] < 0.02 * train[f"{quantity}_rmse_initial"], quantity
     again = FitResult.load(tmp_path / "fit")
-    assert [m.kind for m in again.molecules] == [kind for kind in kinds for _ in range(2)]
+    assert [m.kind for m in again.molecules] == [kind for kind in KINDS for _ in range(2)]
     assert again.molecules[0].errors_fitted == result.molecules[0].errors_fitted
 
 
@@ -251,10 +300,11 @@ def dimers(tmp_path_factory):
         "esp": (constants.COULOMB * np.sum(charge / distance, axis=-1), "kj/mol/e"),
     }
     with h5py.File(path, "w") as file:
-        group = file.create_group("water dimer")
-        group.create_dataset("smiles", data=[DIMER], dtype=h5py.string_dtype())
-        for name, (values, units) in datasets.items():
-            group.create_dataset(name, data=values).attrs["units"] = units
+        for label, part in (("a: near", slice(0, 3)), ("b: far", slice(3, 6))):
+            group = file.create_group(label)
+            group.create_dataset("smiles", data=[DIMER], dtype=h5py.string_dtype())
+            for name, (values, units) in datasets.items():
+                group.create_dataset(name, data=values[part]).attrs["units"] = units
     return path, interaction
 
 
@@ -264,6 +314,37 @@ def of_water(p):
     p = chosen.insert(np.asarray(chosen.to_vector()) * 1.1)
     chosen = p.select("vdW/epsilon", "*tip3p*O")
     return chosen.insert(np.asarray(chosen.to_vector()) * 1.3)
+
+
+class AtOnce:
+    """A Dask client that computes in this process."""
+
+    def submit(self, function, *arguments, pure):
+        return function(*arguments)
+
+    def gather(self, values):
+        return values
+
+
+def check_shards(data, chosen, whole, x):
+    """The sums of two shards, one with each dimer, are the objective, and errors stand where they belong."""
+    shards = [np.array([0, 2]), np.array([1, 3])]
+    files = []
+    for k, members in enumerate(shards):
+        batch = offjax.SystemBatch.from_systems([data.systems[m] for m in members])
+        records = [data.records[m] for m in members]
+        shard = distributed.Shard(batch, records, data.weights[members], chosen, data.free)
+        files.append(chosen.output.directory.parent / f"shard-{k}")
+        files[-1].write_bytes(cloudpickle.dumps(shard))
+    arguments = (data.targets, data.free, 1.0, data.components, shards, files, AtOnce())
+    shared = distributed.DistributedObjective(*arguments)
+    for a, b in zip(shared.gauss_newton(x), whole.gauss_newton(x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+    for a, b in zip(shared.parts(x).components, whole.parts(x).components, strict=True):
+        assert float(a.value) == pytest.approx(float(b.value))
+        np.testing.assert_allclose(a.losses, b.losses)
+        for quantity, squares in b.errors.items():
+            np.testing.assert_allclose(a.errors[quantity], squares)
 
 
 def test_interaction_energies_and_electrostatic_potentials(dimers, tmp_path):
@@ -278,16 +359,17 @@ def test_interaction_energies_and_electrostatic_potentials(dimers, tmp_path):
     with jax.enable_x64(True):
         data = prepare(chosen)
         start = data.free.selection.parameters
-        evaluate = jax.jit(lambda components, p: {c.kind: c.target.evaluate(p) for c in components})
-        for kind, found in evaluate(data.components, of_water(start)).items():
+        objective = data.objective(chosen)
+        for kind, found in found_at(objective, of_water(start)).items():
             assert np.max(np.abs(found.deviations)) < 1e-9, kind
         # a repulsive dimer counts relative to its repulsion
         [target] = [c.target for c in data.components if c.kind == "interaction-energies"]
         assert interaction.max() > 5 and interaction.min() < -1
         widths = np.hypot(2.0, np.maximum(interaction, 0.0))
-        np.testing.assert_allclose(target.factor, 1 / (widths * np.sqrt(len(interaction))))
-        objective = data.objective(chosen)
-        check_derivatives(objective, 0.5 * jnp.asarray(np.random.default_rng(2).normal(size=len(data.free))))
+        np.testing.assert_allclose(target.factor, 1 / (widths * np.sqrt(3)))
+        x = 0.5 * jnp.asarray(np.random.default_rng(2).normal(size=len(data.free)))
+        check_derivatives(objective, x)
+        check_shards(data, chosen, objective, x)
 
     result = run(chosen)
     np.testing.assert_allclose(
@@ -300,4 +382,6 @@ def test_interaction_energies_and_electrostatic_potentials(dimers, tmp_path):
         assert train[f"{quantity}_rmse_fitted"] < 1e-4 * train[f"{quantity}_rmse_initial"]
     again = FitResult.load(tmp_path / "fit")
     assert again.molecules[0].system.topology.n_molecules == 2
+    page = report.html(again)
+    assert "interaction energies" in page
     assert [row[0] for row in summary(again)] == ["energy", "force", "interaction", "potential"]
