@@ -1,13 +1,14 @@
 """Boxes of TIP3P water: energies over neighbour lists beside OpenMM's CPU platform and, where installed, jax-md.
 
-    taskset -c 0 python benchmarks/liquids.py [--waters 216 1000 8000] [--repeats 9] [--growth]
+    taskset -c 0 python benchmarks/liquids.py [--waters 216 1000 8000] [--repeats 9] [--growth] [--crossover]
 
 Measured are energy, forces and dU/dtheta (every parameter of the force field) in mixed precision (float32 pairs,
 float64 sums) and in float64, and rebuilding the list; beside them energy and forces of OpenMM on as many threads as
 this process may use, with equal cutoff, splitting parameter and grid. The engines alternate; printed are medians of
 wall and CPU time, medians of the paired ratios to OpenMM's, and the errors of mixed precision. 216 waters have a cutoff
 of 0.85 nm, larger boxes 0.9 nm. ``--growth`` instead measures float32 with float64 sums for boxes of 1,000 and
-8,000 waters, list building included, and the peak memory. jax-md (pip install 'offjax[bench]') runs its
+8,000 waters, list building included, and the peak memory; ``--crossover`` all pairs beside a list in small periodic
+boxes and open clusters, float64. jax-md (pip install 'offjax[bench]') runs its
 ``mm_forcefields`` PME for 216 waters, energy, forces and gradient in charge, sigma and epsilon of every atom.
 """
 
@@ -30,11 +31,15 @@ def main() -> None:
     parser.add_argument("--waters", type=int, nargs="*", default=[216, 1000, 8000])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--crossover", action="store_true")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     print(f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores, jax {jax.__version__}")
     if options.growth:
         growth(options.repeats)
+        return
+    if options.crossover:
+        crossover(options.repeats)
         return
     for n in options.waters:
         system, x = water_box(n)
@@ -241,6 +246,32 @@ def growth(repeats: int) -> None:
             f"{1e6 * cost[n]:.2f} us an atom; peak memory of the process {peak:.2f} GiB"
         )
     print(f"growth of the time an atom from 3,000 to 24,000 atoms: {cost[8000] / cost[1000]:.2f}")
+
+
+def crossover(repeats: int) -> None:
+    """Energy, forces and dU/dtheta over all pairs and over a list, a rebuild every 20 calls counted in."""
+    for method in ("PME", "CutoffNonPeriodic"):
+        for n in (27, 64, 125, 216):
+            system, x = water_box(n)
+            cutoff = min(0.9, 0.45 * float(system.box[0, 0]))
+            energy = system.to_jax(nonbonded_method=method, cutoff=cutoff)
+            x, box = jnp.asarray(x), jnp.asarray(system.box) if method == "PME" else None
+            neighbors = energy.neighbor_list(x, box, skin=SKIN)
+            run, rebuild = everything(energy), jax.jit(lambda n, x, box: n.update(x, box, rebuild=True))
+            tasks = {
+                "all pairs": lambda r=run, a=(system.parameters, x, box, None): ready(r(*a)),
+                "list": lambda r=run, a=(system.parameters, x, box, neighbors): ready(r(*a)),
+                "rebuild": lambda r=rebuild, a=(neighbors, x, box): ready(r(*a)),
+            }
+            for task in tasks.values():
+                task()
+            cpu = {name: [c for _, c in found] for name, found in alternate(tasks, repeats).items()}
+            ratio = [a / (b + c / 20) for a, b, c in zip(*cpu.values(), strict=True)]
+            middle = [1e3 * statistics.median(found) for found in cpu.values()]
+            print(
+                f"{method}, {3 * n} atoms, cutoff {cutoff:.2f} nm: all pairs {middle[0]:.2f} ms of CPU time, list "
+                f"{middle[1]:.2f}, rebuild {middle[2]:.2f}; all pairs / list {statistics.median(ratio):.2f}"
+            )
 
 
 if __name__ == "__main__":

@@ -184,6 +184,7 @@ class PotentialEnergy:
         The list serves until an atom has moved ``skin``/2: ``neighbors.update(positions, box)``, inside ``jit`` or
         outside, is the same list or a new one of the same shape, which is all that ``headroom`` (the capacity beyond
         what these positions need) is for. ``capacity`` is that of another list. See :mod:`offjax.nonbonded.neighbors`.
+        Below about 100 atoms all pairs are faster (``benchmarks/liquids.py --crossover``).
 
         Raises
         ------
