@@ -92,7 +92,7 @@ def simulate(
         (6e11 in double precision, 1.5e5 in single): the message has the step, the particle and, with ``by_term``, the
         terms that are not finite. Or there is no neighbour list, for the box has become too small.
     InputError
-        Intervals that do not fit together; no State.
+        Intervals that do not fit together; no State, or one that is traced.
     """
     if every < 1 or steps < start:
         raise InputError(f"simulate needs every >= 1 and steps >= start, got {every}, {steps} and {start}")
@@ -225,6 +225,10 @@ def _terms(by_term, state: State) -> str:
 
 
 def _check_start(integrator: Integrator, state: State, step: int, by_term) -> None:
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
+        raise InputError(
+            "simulate runs outside jit, grad and vmap: inside use integrator.step in a loop, or md.advance"
+        )
     if not isinstance(state, State):
         raise InputError(f"simulate starts from a State, integrator.init(key, positions), not a {type(state).__name__}")
     if not bool(_finite(state, integrator.has_energy)):

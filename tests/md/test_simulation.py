@@ -268,6 +268,8 @@ def test_a_wrong_energy_start_or_number_is_named():
         md.velocity_verlet(wells, 0.1, masses=[1.0, 0.0, 1.0]).init(key, x)
     with pytest.raises(InputError, match="State"):
         md.simulate(good, x, 10)
+    with pytest.raises(InputError, match="outside jit"):
+        jax.jit(lambda x: md.simulate(good, good.init(key, x), 10).state)(x)
     with pytest.raises(InputError, match="points in 2 dimensions"):
         md.periodic(np.ones(3)).displacement(x, x)
 
