@@ -190,6 +190,42 @@ def test_a_box_that_depends_on_the_diameter_is_differentiated():
     np.testing.assert_allclose(forward, (above - below) / 2e-5, rtol=1e-6)
 
 
+@pytest.mark.slow
+def test_every_observable_of_a_minimum_has_its_derivative(rng):
+    """Structure, stress, moduli and modes of nine disks in contact, in their diameter."""
+    box = jnp.array([3.3, 3.4])
+    x = jnp.asarray(np.array(list(np.ndindex(3, 3))) * 1.1 + rng.normal(scale=0.06, size=(9, 2)))
+    displacement = periodic().displacement
+    pair = pair_energy(soft_sphere, displacement)
+
+    def run(sigma):
+        energy = partial(pair, sigma=sigma)
+        y = minimize(lambda x: energy(x, box=box), x, tolerance=1e-11).positions
+        return jnp.stack(
+            [
+                jnp.linalg.norm(displacement(y[0], y[4], box=box)),
+                offjax.md.smooth_pair_correlation(y, displacement, [1.1], 0.1, offjax.md.volume(box), box=box)[0],
+                jnp.mean(offjax.md.bond_orientational_order(y, displacement, 1.5, box=box)),
+                offjax.md.stress(energy, y, box)[0, 0],
+                offjax.md.pressure(energy, y, box),
+                offjax.md.elastic_moduli(energy, y, box)[0, 0, 0, 0],
+                offjax.md.normal_modes(partial(energy, box=box), y).frequencies[-1],
+            ]
+        )
+
+    weights = jnp.asarray(rng.normal(size=7))
+
+    @jax.jit
+    def together(sigma):
+        value, forward = jax.jvp(run, (sigma,), (jnp.ones(()),))
+        return value, forward, jax.grad(lambda s: weights @ run(s))(sigma)
+
+    _, forward, reverse = together(1.5)
+    difference = (together(1.5 + 1e-4)[0] - together(1.5 - 1e-4)[0]) / 2e-4
+    assert reverse == pytest.approx(float(weights @ forward), rel=1e-7)
+    np.testing.assert_allclose(forward, difference, rtol=1e-5, atol=1e-5)
+
+
 def test_many_starts_and_parameters_by_vmap(rng):
     starts = jnp.asarray(rng.normal(size=(4, 3, 2)))
     centres = jnp.arange(4.0)
