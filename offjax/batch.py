@@ -505,8 +505,10 @@ class PlainBatch:
         """Energies, kJ/mol, and forces (n_rows, 3), kJ/mol/nm."""
         return self.terms.energies_and_forces(_vector(p, self.schema, positions.dtype), positions, self.n_conformers)
 
-    def charges(self, p: ParameterSet, positions: Float[Array, "row 3"]) -> Float[Array, " row"]:
-        """Charge of every atom row, e."""
+    def charges(
+        self, p: ParameterSet, positions: Float[Array, "row 3"]
+    ) -> tuple[Float[Array, " row"], Float[Array, "row 3"]]:
+        """Charge of every row, e, and where it is: positions with virtual sites in their places."""
         return self.terms.charges(_vector(p, self.schema, positions.dtype), positions)
 
     def gradients(self, p: ParameterSet, positions, v: Float[Array, "row 3"], columns: Int[Array, " k"]):

@@ -53,11 +53,14 @@ class PlainTerms:
         """Energy of each of ``n`` conformers, kJ/mol; ``theta`` the force-field vector, ``x`` all atom rows in nm."""
         return self._energies(self._values(theta, x.dtype), x, n)
 
-    def charges(self, theta, x: Float[Array, "row 3"]) -> Float[Array, " row"]:
-        """Charge of every atom row, e."""
-        if "Electrostatics" not in self.values:
-            return jnp.zeros(len(x), x.dtype)
-        return _affine(self.values["Electrostatics"]["charge"], theta, x.dtype)
+    def charges(self, theta, x: Float[Array, "row 3"]):
+        """Charge of every row (row,), e, and positions with virtual sites in their places (row, 3)."""
+        values = self._values(theta, x.dtype)
+        if "VirtualSites" in values:
+            x = placed(x, self.atoms["VirtualSites"], self.kind, **values["VirtualSites"])
+        if "Electrostatics" not in values:
+            return jnp.zeros(len(x), x.dtype), x
+        return values["Electrostatics"]["charge"], x
 
     def rows(self, theta, x: Float[Array, "row 3"], n: int, columns, function):
         """``function(energies, x) -> (n,)`` of each conformer, its gradient in x, and in some ``columns`` of theta.

@@ -1,6 +1,7 @@
 """Data beside energies, forces and torsion profiles: exact deviations, Jacobians, and fits that find the truth."""
 
 import shutil
+from dataclasses import replace
 from functools import cache
 
 import cloudpickle
@@ -13,11 +14,17 @@ import pytest
 import offjax
 from offjax import constants
 from offjax.fit import FitConfig, FitResult, distributed, run, summary, uncertainty
+from offjax.fit import config as fit_config
 from offjax.fit.driver import prepare
 from offjax.fit.targets import internal, modes
+from offjax.fit.targets.gradients import MinimumGradients
+from offjax.fit.targets.interactions import InteractionEnergies
+from offjax.fit.targets.potentials import ElectrostaticPotentials
 from offjax.fit.targets.vibrations import matched
+from offjax.interop.records import Record
 from offjax.md import normal_modes
 from offjax.report import page as report
+from tests import sites
 from tests.fit.conftest import conformers, write_spice
 
 SMILES = {
@@ -385,3 +392,37 @@ def test_interaction_energies_and_electrostatic_potentials(dimers, tmp_path):
     page = report.html(again)
     assert "interaction energies" in page
     assert [row[0] for row in summary(again)] == ["energy", "force", "interaction", "potential"]
+
+
+def test_virtual_sites_carry_charges():
+    chloromethane = sites.molecule("CCl")
+    x = chloromethane.conformers[0].m_as("nanometer")
+    grid = x.mean(axis=0) + np.array([[0.5, 0.1, 0.0], [-0.2, 0.5, 0.3], [0.0, -0.4, 0.4]])
+    with jax.enable_x64(True):
+        one, two = (
+            offjax.System.from_smirnoff(sites.force_field(), parts, charge_from_molecules=[chloromethane])
+            for parts in ([chloromethane], [chloromethane] * 2)
+        )
+        p, single, whole = one.parameters, one.to_jax(), two.to_jax()
+        assert one.n_particles > one.topology.n_atoms
+        particles = single.place_sites(p, x)
+        charges = one.slots(p)["Electrostatics"]["charge"]
+        distance = np.linalg.norm(grid[:, None] - np.asarray(particles)[None], axis=-1)
+        expected = constants.COULOMB * np.sum(np.asarray(charges) / distance, axis=1)
+        properties = {"grid": grid[None], "potential": np.zeros((1, 3))}
+        record = Record("a", chloromethane.to_smiles(mapped=True), "", x[None], np.zeros(1), None, "here")
+        record = replace(record, properties=properties)
+        target = ElectrostaticPotentials.of([one], [record], fit_config.ElectrostaticPotentials(scale=2.0))
+        found = target.evaluate(p).deviations
+        np.testing.assert_allclose(found, expected / 2.0 / np.sqrt(3), rtol=1e-10)
+
+        both = np.concatenate([x, x + [0.0, 0.0, 0.45]])
+        record = replace(record, positions=both[None], properties={"interaction": np.zeros(1)})
+        target = InteractionEnergies.of([two], [record], fit_config.InteractionEnergies(scale=2.0))
+        expected = whole(p, both) - single(p, both[: len(x)]) - single(p, both[len(x) :])
+        np.testing.assert_allclose(target.evaluate(p).deviations, [expected / 2.0], rtol=1e-9)
+
+        record = replace(record, positions=x[None], properties={})
+        target = MinimumGradients.of([one], [record], fit_config.MinimumGradients(scale=100.0))
+        gradient = jax.grad(single, argnums=1)(p, jnp.asarray(x))
+        assert float(target.evaluate(p).errors["gradient"][0]) == pytest.approx(np.mean(gradient**2))

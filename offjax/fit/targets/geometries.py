@@ -78,11 +78,11 @@ class OptimizedGeometries:
         conformer, row, largest = 0, 0, 0
         for r, (system, record) in enumerate(zip(systems, records, strict=True)):
             own = internal.coordinates(system, record.positions)
-            n, n_atoms = record.positions.shape[:2]
+            n, n_rows = record.n_conformers, system.n_particles
             count = 0
             for name, scale in settings.scales.items():
                 atoms = own[name]
-                every = np.concatenate([atoms + row + c * n_atoms for c in range(n)])
+                every = np.concatenate([atoms + row + c * n_rows for c in range(n)])
                 factor = 1.0 / (scale * np.sqrt(max(len(every), 1))) if scale else 0.0
                 entry = {
                     "atoms": every,
@@ -94,7 +94,7 @@ class OptimizedGeometries:
                 for key, values in entry.items():
                     columns[name].setdefault(key, []).append(values)
                 count += len(atoms)
-            conformer, row, largest = conformer + n, row + n * n_atoms, max(largest, count)
+            conformer, row, largest = conformer + n, row + n * n_rows, max(largest, count)
         sample = Sample.of(systems, records)
         x = sample.conformers.positions
         coordinates = {}
@@ -144,7 +144,9 @@ class OptimizedGeometries:
         sample = self.sample
         conformer, reference = sample.conformers.conformer, sample.centred(sample.conformers.positions)
         turned = jnp.einsum("rde,re->rd", sample.turns(x)[conformer], reference)
-        return mean(jnp.sum((sample.centred(x) - turned) ** 2, axis=1), conformer, len(sample.rows))
+        squares = jnp.sum((sample.centred(x) - turned) ** 2, axis=1)
+        member = jnp.where(sample.is_atom, conformer, len(sample.rows))
+        return mean(squares, member, len(sample.rows))
 
 
 def mean(squares, member, n: int):

@@ -52,7 +52,7 @@ class MinimumGradients:
     def _deviations(self, p: ParameterSet) -> Float[Array, " j"]:
         forces = self.sample.batch.energies_and_forces(p, self.sample.conformers)[1]
         of = self._record_of_row
-        count = 3 * jax.ops.segment_sum(jnp.ones(len(of)), of, self.n_records)
+        count = 3 * jax.ops.segment_sum(self.sample.is_atom.astype(forces.dtype), of, self.n_records)
         return (forces / (self.scale * jnp.sqrt(count[of])[:, None])).ravel()
 
     def evaluate(self, p: ParameterSet) -> Found:

@@ -57,7 +57,9 @@ class InteractionEnergies:
             scale = np.hypot(scale, np.maximum(energies, 0.0))
         return cls(
             PlainBatch(terms, systems[0].parameters.schema, len(record_of)),
-            jnp.asarray(np.concatenate([r.positions.reshape(-1, 3) for r in records])),
+            jnp.asarray(
+                np.concatenate([_with_sites(s, r).reshape(-1, 3) for s, r in zip(systems, records, strict=True)])
+            ),
             jnp.asarray(energies),
             jnp.asarray(1.0 / (scale * np.sqrt(np.bincount(record_of)[record_of]))),
             jnp.asarray(record_of),
@@ -77,6 +79,12 @@ class InteractionEnergies:
         return self.factor[:, None] * rows
 
 
+def _with_sites(system: System, record: Record) -> np.ndarray:
+    """Positions with rows for virtual sites, which are placed where the energy is computed."""
+    missing = system.n_particles - record.positions.shape[1]
+    return np.pad(record.positions, ((0, 0), (0, missing), (0, 0)))
+
+
 def intermolecular(system: System) -> MoleculeTerms:
     """Of the terms of a System the pairs whose atoms belong to different molecules."""
     terms, topology = extract(system), system.topology
@@ -90,7 +98,8 @@ def intermolecular(system: System) -> MoleculeTerms:
     pairs = PairList(
         *(column[keep] for column in (terms.pairs.atoms, terms.pairs.vdw_scale, terms.pairs.coulomb_scale))
     )
-    sections = {name: terms.sections[name] for name in ("vdW", "Electrostatics") if name in terms.sections}
+    kept = ("vdW", "Electrostatics", "VirtualSites")
+    sections = {name: terms.sections[name] for name in kept if name in terms.sections}
     for term in terms.user:
         if term.is_pair:
             own = terms.sections[term.section]

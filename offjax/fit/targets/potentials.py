@@ -5,7 +5,8 @@ For record r, conformer c and grid points R_g with weights w_g (1 if the file ha
     V_rcg(theta) = 1/(4 pi eps0) sum_i q_i(theta) / |R_g - X_rci|,
     u_rcg = sqrt(w_g / sum_g' w_g') (V_rcg - V^QM_rcg) / (s sqrt(n_c))
 
-in kJ/mol/e. Charges are linear in the force field, so is V, and Levenberg-Marquardt is done in one step. Charges that
+in kJ/mol/e, over atoms and virtual sites. Charges are linear in the force field, so is V, and Levenberg-Marquardt is
+done in one step, unless the places of virtual sites are fitted too. Charges that
 the force field does not hold itself (AM1-BCC or NAGL charges before increments, charges given with the molecule) are
 constants. Source: C. I. Bayly et al., J. Phys. Chem. 97, 10269 (1993), eq. 3.
 """
@@ -32,9 +33,12 @@ from offjax.system import System
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class ElectrostaticPotentials:
-    """Targets of the kind electrostatic-potentials; ``factor`` (conformer, point) is 0 in padding."""
+    """Targets of the kind electrostatic-potentials; ``factor`` (conformer, point) is 0 in padding; ``particles``
+    (conformer, width) are the rows of atoms and virtual sites, the number of rows in padding.
+    """
 
     sample: Sample
+    particles: Int[Array, "conformer width"]
     points: Float[Array, "conformer point 3"]
     values: Float[Array, "conformer point"]
     factor: Float[Array, "conformer point"]
@@ -55,7 +59,10 @@ class ElectrostaticPotentials:
             values.append(np.pad(r.properties["potential"], ((0, 0), (0, missing))))
             factors.append(np.pad(factor, ((0, 0), (0, missing))))
         arrays = (jnp.asarray(np.concatenate(a)) for a in (points, values, factors))
-        return cls(Sample.of(systems, records), *arrays, jnp.asarray(settings.scale), len(records))
+        sizes = np.repeat([s.n_particles for s in systems], [r.n_conformers for r in records])
+        slot, start = np.arange(sizes.max()), np.cumsum(sizes) - sizes
+        particles = jnp.asarray(np.where(slot < sizes[:, None], start[:, None] + slot, sizes.sum()))
+        return cls(Sample.of(systems, records), particles, *arrays, jnp.asarray(settings.scale), len(records))
 
     @property
     def record(self) -> Int[Array, " j"]:
@@ -64,9 +71,10 @@ class ElectrostaticPotentials:
 
     def _deviations(self, p: ParameterSet) -> Float[Array, " j"]:
         sample = self.sample
-        x, there = sample.conformers.positions, sample.rows < len(sample.place)
-        atoms = x.at[sample.rows].get(mode="fill", fill_value=0.0)
-        charges = sample.plain.charges(p, x).at[sample.rows].get(mode="fill", fill_value=0.0)
+        there = self.particles < len(sample.place)
+        charges, x = sample.plain.charges(p, sample.conformers.positions)
+        atoms = x.at[self.particles].get(mode="fill", fill_value=0.0)
+        charges = charges.at[self.particles].get(mode="fill", fill_value=0.0)
         distance = jnp.linalg.norm(self.points[:, :, None, :] - atoms[:, None, :, :], axis=-1)
         inverse = jnp.where(there[:, None, :], 1.0 / jnp.where(there[:, None, :], distance, 1.0), 0.0)
         potential = COULOMB * jnp.einsum("cgi,ci->cg", inverse, charges)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from offjax.batch import Conformers, PlainBatch, SystemBatch
 from offjax.interop.records import Record
@@ -32,8 +32,9 @@ SINGULAR = 1e-9
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """All conformers of some records. ``rows`` (conformer, width) are the atom rows of each, n_rows in padding;
-    ``place`` (row,) is the place of each atom row in its conformer. ``width`` is the largest number of atoms.
+    """All conformers of some records. ``rows`` (conformer, width) are the rows of the atoms of each, n_rows in padding;
+    ``place`` (row,) is the place of each atom in its conformer, -1 for virtual sites. ``width`` is the largest number
+    of atoms.
     """
 
     batch: SystemBatch
@@ -47,11 +48,14 @@ class Sample:
         """Pack the records' geometries; outside jit."""
         batch = SystemBatch.from_systems(systems)
         conformers = batch.pack([r.positions for r in records])
-        sizes = np.repeat([r.positions.shape[1] for r in records], [r.n_conformers for r in records])
+        n = [r.n_conformers for r in records]
+        atoms = np.repeat([s.topology.n_atoms for s in systems], n)
+        sizes = np.repeat([s.n_particles for s in systems], n)
         start = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        slot = np.arange(sizes.max())
-        rows = np.where(slot < sizes[:, None], start[:, None] + slot, sizes.sum())
+        slot = np.arange(atoms.max())
+        rows = np.where(slot < atoms[:, None], start[:, None] + slot, sizes.sum())
         place = np.arange(sizes.sum()) - np.repeat(start, sizes)
+        place = np.where(place < np.repeat(atoms, sizes), place, -1)
         return cls(batch, conformers, batch.plain(conformers), jnp.asarray(rows), jnp.asarray(place))
 
     @property
@@ -65,8 +69,14 @@ class Sample:
         return table.reshape(len(self.rows), -1)
 
     def by_row(self, v: Float[Array, "conformer coordinate"]) -> Float[Array, "row 3"]:
-        """The inverse of :meth:`by_conformer`."""
-        return v.reshape(len(v), -1, 3)[self.conformers.conformer, self.place]
+        """The inverse of :meth:`by_conformer`; 0 for virtual sites."""
+        rows = v.reshape(len(v), -1, 3)[self.conformers.conformer, self.place]
+        return jnp.where(self.is_atom[:, None], rows, 0.0)
+
+    @property
+    def is_atom(self) -> Bool[Array, " row"]:
+        """Rows that are no virtual sites."""
+        return self.place >= 0
 
     def unit(self, k) -> Float[Array, "row 3"]:
         """The unit vector of coordinate k in every conformer that has it."""
@@ -81,10 +91,11 @@ class Sample:
         return jnp.repeat(table, 3, axis=1)
 
     def centred(self, x: Float[Array, "row 3"]) -> Float[Array, "row 3"]:
-        """Positions relative to the centroid of their conformer."""
-        conformer, n = self.conformers.conformer, len(self.rows)
-        count = jax.ops.segment_sum(jnp.ones(len(x)), conformer, n)
-        return x - (jax.ops.segment_sum(x, conformer, n) / count[:, None])[conformer]
+        """Positions of atoms relative to the centroid of their conformer; 0 for virtual sites."""
+        conformer, n, atom = self.conformers.conformer, len(self.rows), self.is_atom[:, None]
+        count = jax.ops.segment_sum(self.is_atom.astype(x.dtype), conformer, n)
+        centroid = jax.ops.segment_sum(jnp.where(atom, x, 0.0), conformer, n) / count[:, None]
+        return jnp.where(atom, x - centroid[conformer], 0.0)
 
     def turns(self, x: Float[Array, "row 3"]) -> Float[Array, "conformer 3 3"]:
         """The rotation of each conformer's reference geometry that brings it closest to x (W. Kabsch, Acta Cryst. A 34,
@@ -132,7 +143,7 @@ class Sample:
 
         A column that a linear molecule or a single atom does not have is 0.
         """
-        masses = jnp.ones(len(x), x.dtype) if masses is None else masses
+        masses = self.is_atom.astype(x.dtype) if masses is None else masses
 
         def total(v):
             return jax.ops.segment_sum(v, self.conformers.conformer, len(self.rows))
