@@ -46,7 +46,6 @@ def fit(
     from offjax.fit import FitConfig, for_terminal, run
 
     loaded = FitConfig.load(config)
-    session.fit_on_devices(loaded)
     if output is not None:
         loaded = loaded.model_copy(update={"output": loaded.output.model_copy(update={"directory": output})})
     result = run(loaded, resume=resume, progress=for_terminal())

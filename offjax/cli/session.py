@@ -51,19 +51,6 @@ def start() -> None:
     warnings.filterwarnings("ignore", module=r"openff|pint|openmm")
 
 
-def fit_on_devices(config) -> None:
-    """One device for a FitConfig whose kinds of data have programs that never end on several CPU devices: the
-    collective operations of their linear equations wait for each other. Before anything is computed.
-    """
-    import jax
-
-    from offjax.fit.targets import CONFORMERS
-
-    if any(data.kind not in CONFORMERS for data in config.data):
-        with contextlib.suppress(RuntimeError):  # as in start
-            jax.config.update("jax_num_cpu_devices", 1)
-
-
 def _cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -69,18 +69,15 @@ def uncertainty(
     from offjax.cli import session, tables
 
     session.start()
-    from offjax.fit import FitConfig, FitResult, posterior
+    from offjax.fit import FitConfig, posterior
 
     if nuts:
         if noise is not Noise.scales:
             raise InputError("--nuts samples the objective as it is: --noise scales")
-    fit = FitResult.load(directory)
-    session.fit_on_devices(fit.config)
-    if nuts:
-        _sample(fit, None if config is None else FitConfig.load(config), draws, chains, warmup, seed, json, top)
+        _sample(directory, None if config is None else FitConfig.load(config), draws, chains, warmup, seed, json, top)
         return
     with session.working("the Jacobian of the residuals"):
-        found = posterior(fit, noise=noise.value, config=None if config is None else FitConfig.load(config))
+        found = posterior(directory, noise=noise.value, config=None if config is None else FitConfig.load(config))
     files = found.write(directory)
     if json:
         tables.dump(_document(found))
@@ -90,17 +87,16 @@ def uncertainty(
             tables.line(f"written: {os.path.relpath(file)}")
 
 
-def _sample(fit, config, draws: int, chains: int, warmup: int, seed: int, json: bool, top: int) -> None:
+def _sample(directory: Path, config, draws: int, chains: int, warmup: int, seed: int, json: bool, top: int) -> None:
     from offjax.cli import tables
     from offjax.fit import for_terminal, sampling
     from offjax.interop.units import short
 
     progress = for_terminal()
-    directory = fit.directory
     path = directory / "sampling.npz"
     try:
         found = sampling.nuts(
-            fit, draws=draws, chains=chains, warmup=warmup, seed=seed, config=config, path=path, progress=progress
+            directory, draws=draws, chains=chains, warmup=warmup, seed=seed, config=config, path=path, progress=progress
         )
     finally:
         progress.close()

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from offjax.errors import InputError
 from offjax.fit.config import FitConfig
+from offjax.fit.targets.conformers import CONFORMERS
 from offjax.fit.targets.geometries import OptimizedGeometries
 from offjax.fit.targets.gradients import MinimumGradients
 from offjax.fit.targets.hessians import Hessians
@@ -20,9 +21,6 @@ from offjax.fit.targets.target import Component
 from offjax.fit.targets.vibrations import Vibrations
 from offjax.interop.records import Record
 from offjax.system import System
-
-CONFORMERS = ("energies", "torsion-profiles")
-"""Kinds that are energies and forces of a :class:`~offjax.fit.targets.Targets`; all others have a component."""
 
 TARGETS: dict[str, Any] = {
     "optimized-geometries": OptimizedGeometries,

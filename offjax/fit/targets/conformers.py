@@ -43,6 +43,9 @@ from offjax.interop.records import Record
 from offjax.parameters import ParameterSet
 from offjax.relaxation import respond
 
+CONFORMERS = ("energies", "torsion-profiles")
+"""Kinds that are energies and forces of a :class:`Targets`; all others have a component."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
@@ -181,14 +184,17 @@ def build(
     """Pack the records, in the batch's order of molecules; ``weights[m]`` is w_m (0: held out).
 
     Records with a driven dihedral are torsion profiles, minimised as ``relaxation`` says. Those of other kinds have
-    weight 0 here.
+    weight 0 here, and keep everything on one device.
     """
-    conformers = batch.pack([record.positions for record in records])
+    # On several CPU devices the collective operations of components' linear equations wait for each other without end.
+    alone = any(record.kind not in CONFORMERS for record in records)
+    devices = jax.local_devices()[:1] if alone else None
+    conformers = batch.pack([record.positions for record in records], devices=devices)
     columns: dict[str, list[np.ndarray]] = {
         k: [] for k in ("reference", "energies", "energy_factor", "forces", "force_factor")
     }
     for record, weight in zip(records, weights, strict=True):
-        w = weight if record.kind in ("energies", "torsion-profiles") else 0.0
+        w = weight if record.kind in CONFORMERS else 0.0
         a = conformer_weights(record.energies, objective.temperature)
         b = reference_weights(record.energies, a, objective.energy_reference)
         shifted = record.energies - record.energies[0]

@@ -45,9 +45,9 @@ class Sample:
 
     @classmethod
     def of(cls, systems: Sequence[System], records: Sequence[Record]) -> Sample:
-        """Pack the records' geometries; outside jit."""
+        """Pack the records' geometries, on one device; outside jit."""
         batch = SystemBatch.from_systems(systems)
-        conformers = batch.pack([r.positions for r in records])
+        conformers = batch.pack([r.positions for r in records], devices=jax.local_devices()[:1])
         n = [r.n_conformers for r in records]
         atoms = np.repeat([s.topology.n_atoms for s in systems], n)
         sizes = np.repeat([s.n_particles for s in systems], n)
