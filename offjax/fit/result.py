@@ -25,7 +25,7 @@ from offjax.interop.records import components
 from offjax.parameters import ParameterSet, Selection
 from offjax.system import System
 
-FORMAT, VERSION = "offjax-fit-result", 1
+FORMAT, VERSION = "offjax-fit-result", 2
 AT_BOUND = 1e-9
 """Distance to a bound, in scales, within which a fitted value counts as at the bound."""
 
@@ -58,10 +58,18 @@ class MoleculeResult:
 
     @property
     def charges(self) -> np.ndarray:
-        """Partial charges of the initial force field, (atoms,) e."""
+        """Partial charges that no parameter of the force field explains, (atoms,) e; NaN where parameters do.
+
+        Increments of virtual sites come on top of them.
+        """
+        n = self.system.topology.n_atoms
         if "Electrostatics" not in self.system.terms:
-            return np.zeros(self.system.n_particles)
-        return np.asarray(self.system.slots()["Electrostatics"]["charge"])[self.system.terms["Electrostatics"].slot]
+            return np.zeros(n)
+        matrix = self.system.assignment["Electrostatics"]["charge"]
+        sections = np.array([label.section for label in matrix.schema.flat])
+        explained = np.zeros(matrix.shape[0], dtype=bool)
+        explained[matrix.rows[sections[matrix.columns] != "VirtualSites"]] = True
+        return np.where(explained, np.nan, matrix.offset)[self.system.terms["Electrostatics"].slot[:n]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +205,8 @@ class FitResult:
     def load(cls, directory) -> FitResult:
         """Read ``result.h5``; the Systems are made again from the stored force field and charges.
 
+        Charges that come from parameters (library charges, charge increments) are assigned again.
+
         Raises
         ------
         InputError
@@ -266,9 +276,14 @@ def _molecule(group, force_field, flexible: bool) -> MoleculeResult:
 
     parts = components(group.attrs["smiles"], "result.h5, smiles", group.attrs["name"])
     ends = np.cumsum([part.n_atoms for part in parts])
+    given = []
     for part, charges in zip(parts, np.split(group["charges"][()], ends)[:-1], strict=True):
-        part.partial_charges = Quantity(charges, "elementary_charge")
-    system = System.from_smirnoff(force_field, parts, charge_from_molecules=parts, allow_nonintegral_charges=True)
+        if np.all(np.isfinite(charges)):  # others come from parameters, which may have been fitted
+            part.partial_charges = Quantity(charges, "elementary_charge")
+            given.append(part)
+    system = System.from_smirnoff(
+        force_field, parts, charge_from_molecules=given or None, allow_nonintegral_charges=True
+    )
     known: dict[str, Any] = {name: group.attrs[name] for name in _NAMES}
     known |= {name: json.loads(group.attrs[name]) for name in _ERRORS}
     known |= {name: group[name][()] if name in group else None for name in _ARRAYS}

@@ -16,6 +16,7 @@ from offjax import constants
 from offjax.fit import FitConfig, FitResult, distributed, run, summary, uncertainty
 from offjax.fit import config as fit_config
 from offjax.fit.driver import prepare
+from offjax.fit.result import MoleculeResult
 from offjax.fit.targets import internal, modes
 from offjax.fit.targets.gradients import MinimumGradients
 from offjax.fit.targets.interactions import InteractionEnergies
@@ -389,6 +390,7 @@ def test_interaction_energies_and_electrostatic_potentials(dimers, tmp_path):
         assert train[f"{quantity}_rmse_fitted"] < 1e-4 * train[f"{quantity}_rmse_initial"]
     again = FitResult.load(tmp_path / "fit")
     assert again.molecules[0].system.topology.n_molecules == 2
+    assert again.molecules[0].system.digest == result.molecules[0].system.digest  # library charges stay parameters
     page = report.html(again)
     assert "interaction energies" in page
     assert [row[0] for row in summary(again)] == ["energy", "force", "interaction", "potential"]
@@ -426,3 +428,8 @@ def test_virtual_sites_carry_charges():
         target = MinimumGradients.of([one], [record], fit_config.MinimumGradients(scale=100.0))
         gradient = jax.grad(single, argnums=1)(p, jnp.asarray(x))
         assert float(target.evaluate(p).errors["gradient"][0]) == pytest.approx(np.mean(gradient**2))
+
+        # what a result stores, so that increments are not applied twice when it is read
+        result = MoleculeResult("a", record.smiles, "", "train", one, *[np.zeros(0)] * 7)
+        given = chloromethane.partial_charges.m_as("elementary_charge")
+        np.testing.assert_allclose(result.charges, given, rtol=1e-14)
