@@ -7,8 +7,9 @@ SUITABLE := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] 
 PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3,\
 	$(shell $(name) -c '$(SUITABLE)' >/dev/null 2>&1 && echo $(name))))
 WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --durations 30
 # A file's tests share compiled programs: they stay in one process.
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 30
+BY_FILE := --dist loadfile
 SETUP := pyproject.toml hatch_build.py
 
 # AmberTools' sqm and antechamber are found on PATH.
@@ -33,13 +34,13 @@ cookbook: $(VENV)/installed-test  ## the examples of model systems, each ending 
 		set -- $$script; echo "== $$script"; $(BIN)/python examples/cookbook/$$1.py $$2 || exit 1; done
 
 test: $(VENV)/installed-test  ## the tests but the slow ones
-	$(PYTEST) -m "not slow and not physical_validation" tests
+	$(PYTEST) $(BY_FILE) -m "not slow and not physical_validation" tests
 
 test-all: $(VENV)/installed-test  ## the slow tests too
-	$(PYTEST) -m "not physical_validation" tests
+	$(PYTEST) $(BY_FILE) -m "not physical_validation" tests
 
 test-physics: $(VENV)/installed-test  ## ensembles and liquids
-	$(PYTEST) -m physical_validation tests
+	$(PYTEST) $(BY_FILE) -m physical_validation tests
 
 doctest: $(VENV)/installed-test  ## the examples in docstrings, in README.md and in the documentation
 	$(PYTEST) --doctest-modules offjax docs
