@@ -135,6 +135,8 @@ class NeighborList:
         Differentiable in positions and box, at fixed images.
         """
         x, h = _arguments(self, positions, box)
+        if jnp.result_type(positions) != x.dtype:
+            raise InputError(f"positions must be {x.dtype} as in the list, got {jnp.result_type(positions)}")
         if h is None:
             return x, h
         difference = jax.lax.stop_gradient(x - _reference(self, h))
