@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from offjax.assignment import AssignmentMatrix
+from offjax.batching.instances import SECTIONS
 from offjax.constants import RMIN_HALF_TO_SIGMA
 from offjax.deferred import Deferred
 from offjax.errors import InputError, UnassignedParameterError, UnsupportedError
@@ -93,13 +94,7 @@ def _check_list(option: str, molecules) -> None:
     raise InputError(f"{option} must be a list of openff.toolkit Molecules, got {type(molecules).__name__}")
 
 
-SLOT_ATTRIBUTES = {
-    "Bonds": ("k", "length"),
-    "Angles": ("k", "angle"),
-    "ProperTorsions": ("k", "phase"),
-    "ImproperTorsions": ("k", "phase"),
-    "vdW": ("sigma", "epsilon"),
-    "Electrostatics": ("charge",),
+SLOT_ATTRIBUTES = SECTIONS | {
     "Constraints": ("distance",),
     "GBSA": ("radius", "scale"),
     "VirtualSites": ("distance", "outOfPlaneAngle", "inPlaneAngle"),

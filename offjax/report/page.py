@@ -60,7 +60,7 @@ def html(result: FitResult, benchmark: Benchmark | None = None) -> str:
     geometry, minima = (None, {}) if benchmark is None else _geometry(benchmark, views)
     largest = _numbered(geometries.largest_errors(result), views)
     return _render(
-        "template.html",
+        "fit.html",
         plotted | minima | {"views": views},
         has_forces=bool(plotted["forces"]),
         has_energies=bool(plotted["energies"]),
