@@ -127,7 +127,10 @@ def _records(files: list[Path], kind: Kind, format: str | None, molecule: str | 
             session.note(f"not used: {problem}")
         for record in found.records:
             if kind is Kind.torsion_profiles:
-                records += [record] if record.driven else torsiondrives.drives(record)
+                try:
+                    records += [record] if record.driven else torsiondrives.drives(record)
+                except InputError as error:
+                    session.note(f"not used: {error}")
                 continue
             kept = record if every else minima_of(record)
             dropped += record.n_conformers - (0 if kept is None else kept.n_conformers)

@@ -146,7 +146,8 @@ def compare(
                 raise InputError(f"{name}: {len(systems)} Systems for {len(records)} records")
             key = tuple(map(id, systems))
             if key not in batches:
-                batches[key] = SystemBatch.from_systems([s.without_constraints(water=True) for s in systems])
+                free = {id(s): s.without_constraints(water=True) for s in systems}  # shared ones stay shared
+                batches[key] = SystemBatch.from_systems([free[id(s)] for s in systems])
             batch = batches[key]
             minima[name] = _minima(batch, p, records, tolerance, max_steps)
     return Benchmark(list(records), minima)
@@ -255,19 +256,23 @@ def minima_of(record: Record, max_force: float = MAX_FORCE) -> Record | None:
     keep = np.max(np.linalg.norm(record.forces, axis=-1), axis=1) <= max_force
     if not keep.any():
         return None
-    return replace(record, positions=record.positions[keep], energies=record.energies[keep], forces=record.forces[keep])
+    return record.take(keep)
 
 
 def of_fit(result: FitResult, max_force: float = MAX_FORCE) -> Benchmark | None:
     """The initial and the fitted force field on the molecules of a fit, under the names "initial" and "fitted".
 
-    Conformers that are no minima of the QM energy are left out, and so are interaction energies and electrostatic
-    potentials; None if nothing else is there.
+    Left out are conformers that are no minima of the QM energy, or of which nothing says that they are: energies
+    without forces, interaction energies, electrostatic potentials. Geometries under several kinds count once. None if
+    nothing else is there.
     """
-    records, systems = [], []
+    records, systems, seen = [], [], set()
     for m in result.molecules:
-        if m.kind in ("interaction-energies", "electrostatic-potentials"):
+        key = m.smiles, m.driven, m.positions.tobytes()
+        unknown = m.kind == "energies" and m.forces_qm is None
+        if unknown or m.kind in ("interaction-energies", "electrostatic-potentials") or key in seen:
             continue
+        seen.add(key)
         record = Record(
             m.name, m.smiles, m.inchikey, m.positions, m.energies_qm, m.forces_qm, str(result.directory), m.driven
         )

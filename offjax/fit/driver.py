@@ -135,10 +135,11 @@ def _run(config: FitConfig, resume: bool, progress: Silent, stack: contextlib.Ex
         log.event("stop", reason=stopped, seconds=time.perf_counter() - clock)
         result = data.result(config, objective, kept.x, initial, log, stopped)
         result.write()
-        if isinstance(optimizer, optimizers.LevenbergMarquardt):  # the others have no program for J^T J
+        if stopped != INTERRUPTED and isinstance(optimizer, optimizers.LevenbergMarquardt):  # others have no J^T J
             from offjax.fit import uncertainty
 
-            uncertainty.from_gauss_newton(objective, kept.x).write(directory)
+            known = state.hessian if np.array_equal(kept.x, optimizer.x(state)) else None
+            uncertainty.from_gauss_newton(objective, kept.x, known).write(directory)
     return result
 
 

@@ -230,7 +230,7 @@ class FitObjective:
         self.data = FitData(targets, whole, indices, *map(jnp.asarray, arrays), components)
         self.minibatch, self.seed = minibatch, seed
         self.training = np.arange(0) if training is None else np.asarray(training)
-        self._last: tuple[FitData, bytes, Parts] | None = None
+        self._last: list[tuple[FitData, bytes, Parts]] = []
 
     def theta(self, x) -> np.ndarray:
         """The free entries at x, MD units, on the host; bounds hold to the last bit and x = 0 is the start exactly."""
@@ -246,7 +246,7 @@ class FitObjective:
 
     def gauss_newton(self, x):
         """f, J^T r and J^T J."""
-        blocks = [self._conformer_normal(x), *self.component_normals(x)]
+        blocks = [self.conformer_normal(x), *self.component_normals(x)]
         return tuple(sum(column) for column in zip(*blocks, strict=True))
 
     def component_normals(self, x) -> list[tuple[Array, Array, Array]]:
@@ -256,7 +256,7 @@ class FitObjective:
         pairs = zip(self.data.components, self.parts(x).components, strict=True)
         return [compiled(component_normal)(x, self.data, component, at.found) for component, at in pairs]
 
-    def _conformer_normal(self, x):
+    def conformer_normal(self, x):
         """The same of energies, forces and priors."""
         if not self.has_conformers:
             residual, slope = self.data.priors(x)
@@ -272,9 +272,12 @@ class FitObjective:
         if self.data.targets.relaxation is None and not self.data.components:
             return compiled(parts)(x, self.data)
         point = np.asarray(x).tobytes()
-        if self._last is None or self._last[0] is not self.data or self._last[1] != point:
-            self._last = (self.data, point, compiled(parts)(x, self.data))
-        return self._last[2]
+        known = next((item for item in self._last if item[0] is self.data and item[1] == point), None)
+        if known is None:
+            known = self.data, point, compiled(parts)(x, self.data)
+        # two points: the one that an optimiser stands at is asked for again after a trial that is rejected
+        self._last = [known, *(item for item in self._last if item is not known)][:2]
+        return known[2]
 
     @cached_property
     def has_conformers(self) -> bool:

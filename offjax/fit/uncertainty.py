@@ -339,11 +339,14 @@ def laplace(objective: FitObjective, x, *, noise: Noise = "scales") -> Posterior
     )
 
 
-def from_gauss_newton(objective: FitObjective, x) -> Posterior:
-    """The same with ``noise="scales"`` from one J^T J of the whole objective; its ``kinds`` are empty."""
+def from_gauss_newton(objective: FitObjective, x, fitted=None) -> Posterior:
+    """The same with ``noise="scales"`` from one J^T J of the whole objective; its ``kinds`` are empty.
+
+    ``fitted`` (n, n) is that J^T J at x, priors included, where it is known.
+    """
     with jax.enable_x64(True):
         x = jnp.asarray(x)
-        fitted = np.asarray(objective.gauss_newton(x)[2])
+        fitted = np.asarray(objective.gauss_newton(x)[2] if fitted is None else fitted)
         prior = np.asarray(objective.data.priors(x)[1]) ** 2
         information = fitted - np.diag(prior)
         return _around(
@@ -404,8 +407,7 @@ def _information(objective: FitObjective, x):
         squares, blocks = map(list, jax.device_get(compiled(_by_kind)(x, data)))
     else:
         at = objective.parts(x)
-        known = sum(block for _, block in others) + np.diag(np.asarray(data.priors(x)[1]) ** 2)
-        blocks = [np.asarray(objective.gauss_newton(x)[2]) - known]
+        blocks = [np.asarray(objective.conformer_normal(x)[2]) - np.diag(np.asarray(data.priors(x)[1]) ** 2)]
         names, squares = ["energy and force" if counts[1] else "energy"], [2.0 * float(at.energy + at.force)]
         counts = [sum(counts)]
     for component, (square, block) in zip(data.components, others, strict=True):

@@ -78,6 +78,16 @@ class Record:
     def n_conformers(self) -> int:
         return len(self.energies)
 
+    def take(self, conformers) -> Record:
+        """The record of some conformers: indices, a mask or a slice."""
+        return replace(
+            self,
+            positions=self.positions[conformers],
+            energies=self.energies[conformers],
+            forces=None if self.forces is None else self.forces[conformers],
+            properties={name: values[conformers] for name, values in self.properties.items()},
+        )
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 over SMILES, numbers, driven dihedrals and kind."""
@@ -365,12 +375,7 @@ def usable(molecule, record: Record, where: str, names: tuple[str, str, str]) ->
         return
     for c, reason in reasons.items():
         yield Problem(record.source, f"{record.name}, conformer {c}", "rejected", reason, record.name)
-    good = [c for c in range(n) if c not in reasons]
-    forces = None if record.forces is None else record.forces[good]
-    properties = {name: values[good] for name, values in record.properties.items()}
-    yield replace(
-        record, positions=record.positions[good], energies=record.energies[good], forces=forces, properties=properties
-    )
+    yield record.take([c for c in range(n) if c not in reasons])
 
 
 def check_properties(properties: dict[str, np.ndarray], n_atoms: int, where: str) -> None:

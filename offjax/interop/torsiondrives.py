@@ -73,11 +73,5 @@ def _run(held: np.ndarray, step: np.ndarray) -> int:
 
 
 def _part(record: Record, points: slice, torsion, n: int, total: int) -> Record:
-    return replace(
-        record,
-        name=record.name if total == 1 else f"{record.name}-{n + 1}",
-        positions=record.positions[points],
-        energies=record.energies[points],
-        forces=None if record.forces is None else record.forces[points],
-        driven=(torsion,),
-    )
+    name = record.name if total == 1 else f"{record.name}-{n + 1}"
+    return replace(record.take(points), name=name, driven=(torsion,))

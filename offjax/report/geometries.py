@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from offjax.fit.result import FitResult, MoleculeResult
     from offjax.interop.records import Record
 
-QUANTITIES = {"rmsd": ("RMSD", "Å"), "tfd": ("TFD", ""), "dde": ("|ddE|", "kcal/mol")}
+MEASURES = {"rmsd": ("RMSD", "Å"), "tfd": ("TFD", ""), "dde": ("|ddE|", "kcal/mol")}
 WORST = 6
 """Molecules that are shown for each quantity."""
 MAX_STEPS = 1000
@@ -25,7 +25,7 @@ MAX_STEPS = 1000
 def curves(benchmark: Benchmark) -> list[dict[str, Any]]:
     """For each quantity and force field: which part of the conformers (percent) is at most x."""
     found = []
-    for quantity, (name, unit) in QUANTITIES.items():
+    for quantity, (name, unit) in MEASURES.items():
         lines = []
         for force_field in benchmark.force_fields:
             values = np.sort(np.abs(benchmark.values(force_field, quantity)))
@@ -76,7 +76,7 @@ def _card(benchmark: Benchmark, m: int, c: int) -> dict[str, Any]:
 
 
 def largest_errors(result: FitResult) -> list[dict[str, Any]]:
-    """Cards of the molecules with the largest errors after the fit, by forces, or by energies where there are none.
+    """Cards of the molecules with the largest errors after the fit: by forces, then those without forces by energies.
 
     Each shows the conformer that contributes most; with forces, its atoms by the size of their errors.
     """
@@ -86,8 +86,10 @@ def largest_errors(result: FitResult) -> list[dict[str, Any]]:
         if errors is not None and len(errors[0]):
             found.append((float(np.sqrt(np.mean(errors[0] ** 2))), m, *errors))
     found.sort(key=lambda item: -item[0])
+    by_force = [item for item in found if item[3] is not None][:WORST]
+    by_energy = [item for item in found if item[3] is None][:WORST]
     cards = []
-    for size, m, each, by_atom in found[:WORST]:
+    for size, m, each, by_atom in by_force + by_energy:
         c = int(np.argmax(np.abs(each)))
         heat = None if by_atom is None else by_atom[c] / max(float(by_atom[c].max()), 1e-300)
         what = "energy" if by_atom is None else "force"

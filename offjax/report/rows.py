@@ -146,12 +146,12 @@ def molecules(result: FitResult) -> list[dict[str, Any]]:
 def targets(result: FitResult) -> list[dict[str, Any]]:
     """One row a kind of reference data, split and quantity: how much there is, and RMSE before and after."""
     found = []
-    for kind, words in KINDS.items():
+    for kind in dict.fromkeys(m.kind for m in result.molecules):
         for split, where in SPLITS.items():
             members = [m for m in result.molecules if m.kind == kind and m.split == split]
             if not members:
                 continue
-            count = {"kind": words, "split": split, "split_name": where, "molecules": len(members)}
+            count = {"kind": KINDS[kind], "split": split, "split_name": where, "molecules": len(members)}
             count["conformers"] = sum(len(m.positions) for m in members)
             for quantity, (name, unit) in QUANTITIES.items():
                 pair = [_root_mean(members, quantity, when) for when in ("initial", "fitted")]

@@ -1,5 +1,7 @@
 """Minima against QM: exact where the reference is the force field itself."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from offjax.constants import ANGSTROM
 from offjax.fit import benchmark
 from offjax.interop.records import Record
 from tests import samples
+from tests.report import example
 
 
 def rotation(seed):
@@ -102,10 +105,17 @@ def test_conformers_that_are_no_minima_are_left_out():
     forces[1, 0, 0] = 60.0
     made = record("CCO", x, np.arange(3.0))
     assert benchmark.minima_of(made) is made
-    from dataclasses import replace
-
     assert benchmark.minima_of(replace(made, forces=forces)).energies.tolist() == [0.0, 2.0]
     assert benchmark.minima_of(replace(made, forces=forces + 100.0)) is None
+
+
+def test_a_fit_compares_every_minimum_once(tmp_path, monkeypatch):
+    fitted = example.result(tmp_path, n_conformers=2, forces=False)
+    assert benchmark.of_fit(fitted) is None  # nothing says that the geometries are minima
+    monkeypatch.setattr(benchmark, "compare", lambda records, contenders: (records, contenders))
+    both = [replace(fitted.molecules[0], kind=kind) for kind in ("hessians", "vibrations")]
+    records, contenders = benchmark.of_fit(replace(fitted, molecules=both))
+    assert len(records) == 1 and contenders["initial"][0] == [both[0].system]
 
 
 def test_what_cannot_be_compared():

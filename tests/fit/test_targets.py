@@ -268,7 +268,18 @@ def test_geometries_hessians_and_vibrations(systems, hessians, tmp_path):
 
 def test_modes_are_matched_once_each_by_the_largest_overlap():
     score = jnp.array([[0.9, 0.8, 0.0], [0.7, 0.1, 0.0], [-1.0, -1.0, -1.0]])
-    assert matched(score).tolist() == [0, 1, 0]
+    assert matched(score).tolist() == [0, 1, -1]
+
+
+def test_translations_and_rotations_are_no_vibrations():
+    water = sites.molecule("O")
+    system = offjax.System.from_smirnoff("tip3p.offxml", [water])
+    given = {"frequencies": np.zeros((1, 9)), "modes": np.zeros((1, 9, 3, 3))}
+    record = Record("a", "[O:1]([H:2])[H:3]", "", WATER[None], np.zeros(1), None, "here", properties=given)
+    with pytest.raises(offjax.InputError, match="9 frequencies, but the molecule has 3 vibrations"):
+        modes.of_records([system], [record])
+    kept = record.take([0, 0])
+    assert kept.n_conformers == 2 and kept.properties["modes"].shape == (2, 9, 3, 3)
 
 
 def test_a_linear_molecule_has_five_rigid_motions():
@@ -376,6 +387,9 @@ def test_interaction_energies_and_electrostatic_potentials(dimers, tmp_path):
         widths = np.hypot(2.0, np.maximum(interaction, 0.0))
         np.testing.assert_allclose(target.factor, 1 / (widths * np.sqrt(3)))
         x = 0.5 * jnp.asarray(np.random.default_rng(2).normal(size=len(data.free)))
+        here = objective.parts(x)
+        objective.parts(0.5 * x)
+        assert objective.parts(x) is here  # where an optimiser stands after a trial that is rejected
         check_derivatives(objective, x)
         check_shards(data, chosen, objective, x)
 

@@ -166,6 +166,10 @@ def test_the_worst_conformers_are_shown(result):
     assert [c["name"] for c in errors] == sorted(force, key=lambda name: -force[name])
     assert errors[0]["size"] == pytest.approx(max(force.values())) and max(errors[0]["view"]["heat"]) == 1.0
 
+    without = replace(result.molecules[0], forces_qm=None)  # forces are not compared with energies
+    mixed = geometries.largest_errors(replace(result, molecules=[without, *result.molecules[1:]]))
+    assert mixed[-1]["name"] == without.name and len(mixed) == len(errors)
+
 
 @pytest.mark.parametrize("options", [{"test": False}, {"forces": False}, {"test": False, "forces": False}])
 def test_fits_without_held_out_molecules_or_forces_have_a_page(tmp_path, options):

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from offjax.constants import SPEED_OF_LIGHT
+from offjax.errors import InputError
 from offjax.interop.records import Record
 from offjax.system import System
 
@@ -55,7 +56,13 @@ def normal_modes(hessian: np.ndarray, x: np.ndarray, masses: np.ndarray) -> tupl
 
 
 def of_records(systems: Sequence[System], records: Sequence[Record]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Eigenvalues (1/ps^2) and mass-weighted modes of every conformer, from its Hessian or else its given modes."""
+    """Eigenvalues (1/ps^2) and mass-weighted modes of every conformer, from its Hessian or else its given modes.
+
+    Raises
+    ------
+    InputError
+        More frequencies than the molecule has vibrations.
+    """
     found = []
     for system, record in zip(systems, records, strict=True):
         masses = np.asarray(system.topology.masses)[: record.positions.shape[1]]
@@ -64,6 +71,12 @@ def of_records(systems: Sequence[System], records: Sequence[Record]) -> list[tup
                 found.append(normal_modes(record.properties["hessian"][c], x, masses))
                 continue
             omega = record.properties["frequencies"][c] / WAVENUMBER
+            most = x.size - rigid_motions(x, masses).shape[1]
+            if len(omega) > most:
+                raise InputError(
+                    f"{record.source}, {record.name}: {len(omega)} frequencies, but the molecule has {most} "
+                    "vibrations; leave translations and rotations out"
+                )
             modes = np.sqrt(masses)[:, None] * record.properties["modes"][c]
             size = np.linalg.norm(modes, axis=(1, 2), keepdims=True)
             found.append((np.sign(omega) * omega**2, modes / np.where(size > 0, size, 1.0)))

@@ -19,12 +19,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from offjax.batch import Conformers, PlainBatch, SystemBatch
+from offjax.fit.targets.modes import RIGID
 from offjax.interop.records import Record
 from offjax.parameters import ParameterSet
 from offjax.system import System
 
-RIGID = 1e-5
-"""Singular values of the normalised translations and rotations below this times the largest: a linear molecule."""
 SINGULAR = 1e-9
 """Eigenvalues of a Hessian below this times the largest belong to directions in which nothing acts."""
 

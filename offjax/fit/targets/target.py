@@ -25,13 +25,14 @@ class Found(NamedTuple):
     """Deviations u (j,), and ``errors``: the mean square deviation of each record by quantity, in the quantity's unit.
 
     ``positions`` (row, 3) nm are those of minima; None where geometries are taken as they are. ``unconverged`` counts
-    the conformers whose minimisation did not end.
+    the conformers whose minimisation did not end. ``directions`` (conformer, mode, coordinate) are normal modes.
     """
 
     deviations: Float[Array, " j"]
     errors: dict[str, Float[Array, " record"]]
     positions: Float[Array, "row 3"] | None
     unconverged: Int[Array, ""]
+    directions: Float[Array, "conformer mode coordinate"] | None = None
 
 
 class Target(Protocol):

@@ -95,12 +95,12 @@ class Vibrations:
         values = jax.lax.map(jax.checkpoint(value), jnp.swapaxes(directions, 0, 1)).T
         u = (self.factor * (modes.wavenumbers(values) - self.wavenumbers)).ravel()
         squares = jax.ops.segment_sum(u**2, self.record, self.n_records) * self.scale**2
-        return Found(u, {"frequency": squares}, x, jnp.sum(~found.converged))
+        return Found(u, {"frequency": squares}, x, jnp.sum(~found.converged), directions)
 
     def jacobian(self, p: ParameterSet, at: Found, columns: Int[Array, " k"]) -> Float[Array, "j k"]:
         """One response of the minima; the rows of all conformers together, one reverse pass a mode."""
         sample = self.sample
-        assert (x := at.positions) is not None
+        assert (x := at.positions) is not None and at.directions is not None
         response = sample.response(p, x, columns)
 
         def row(direction):
@@ -109,11 +109,13 @@ class Vibrations:
             rows = rows + jnp.einsum("ci,cik->ck", sample.by_conformer(pull), response)
             return jax.vmap(jax.grad(modes.wavenumbers))(value)[:, None] * rows
 
-        rows = jax.lax.map(row, jnp.swapaxes(self.directions(p, x), 0, 1))
+        rows = jax.lax.map(row, jnp.swapaxes(at.directions, 0, 1))
         return (self.factor[..., None] * jnp.swapaxes(rows, 0, 1)).reshape(-1, len(columns))
 
     def directions(self, p: ParameterSet, x: Float[Array, "row 3"]) -> Float[Array, "conformer mode coordinate"]:
-        """M^-1/2 l_j(m) at the minima x, constants of the derivatives."""
+        """M^-1/2 l_j(m) at the minima x, constants of the derivatives; 0 for a mode without partner, which then counts
+        as one of wavenumber 0: a linear molecule that is bent in the force field has one vibration less.
+        """
         p, x = jax.lax.stop_gradient((p, x))
         sample, root = self.sample, self.root_masses
         masses = sample.by_row(root**2)[:, 0]
@@ -127,7 +129,8 @@ class Vibrations:
         overlap = jnp.einsum("cmi,cij->cmj", self._turned(x), vectors) ** 2
         usable = (self.factor > 0)[:, :, None] & (values < 0.5 * OUTSIDE)[:, None, :]
         chosen = jax.vmap(matched)(jnp.where(usable, overlap, -1.0))
-        return jnp.take_along_axis(jnp.swapaxes(vectors, 1, 2), chosen[:, :, None], axis=1) / root[:, None, :]
+        partners = jnp.take_along_axis(jnp.swapaxes(vectors, 1, 2), jnp.maximum(chosen, 0)[:, :, None], axis=1)
+        return jnp.where((chosen >= 0)[:, :, None], partners, 0.0) / root[:, None, :]
 
     def _turned(self, x: Float[Array, "row 3"]) -> Float[Array, "conformer mode coordinate"]:
         """The QM modes, turned as x is turned against the QM geometry (W. Kabsch, Acta Cryst. A 34, 827 (1978))."""
@@ -137,7 +140,7 @@ class Vibrations:
 
 
 def matched(score: Float[Array, "m j"]) -> Int[Array, " m"]:
-    """A column for each row, none twice, from the largest score downwards; 0 for rows without any score above -1."""
+    """A column for each row, none twice, from the largest score downwards; -1 for rows without any score above -1."""
 
     def choose(_, carry):
         left, chosen = carry
@@ -147,4 +150,4 @@ def matched(score: Float[Array, "m j"]) -> Int[Array, " m"]:
         left = jnp.where(there, left.at[m, :].set(-1.0).at[:, j].set(-1.0), left)
         return left, chosen
 
-    return jax.lax.fori_loop(0, len(score), choose, (score, jnp.zeros(len(score), int)))[1]
+    return jax.lax.fori_loop(0, len(score), choose, (score, jnp.full(len(score), -1)))[1]
