@@ -19,6 +19,12 @@ class Deferred:
             self._text = self._text()
         return self._text
 
+    def __str__(self) -> str:
+        return self()
+
+    def __repr__(self) -> str:
+        return f"Deferred({self._text!r})" if isinstance(self._text, str) else "Deferred(...)"
+
     def __eq__(self, other: object) -> bool:
         return self() == other() if isinstance(other, Deferred) else NotImplemented
 

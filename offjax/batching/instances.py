@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from offjax.energy import exceptions, pairs, separated_pairs
@@ -37,6 +38,11 @@ class Affine(NamedTuple):
     def take(self, rows) -> Affine:
         """The values of some rows."""
         return Affine(self.columns[rows], self.weights[rows], self.offset[rows])
+
+    def at(self, theta, dtype):
+        """The values (n,) for the force-field vector ``theta``, which may be traced."""
+        linear = jnp.sum(jnp.asarray(self.weights, dtype) * theta[self.columns], axis=1)
+        return linear + jnp.asarray(self.offset, dtype)
 
     @classmethod
     def zero(cls, n: int) -> Affine:

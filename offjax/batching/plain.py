@@ -86,7 +86,7 @@ class PlainTerms:
         return each, pull, rows
 
     def _values(self, theta, dtype):
-        return {s: {a: _affine(v, theta, dtype) for a, v in d.items()} for s, d in self.values.items()}
+        return {s: {a: v.at(theta, dtype) for a, v in d.items()} for s, d in self.values.items()}
 
     def _energies(self, values, x, n: int):
         total = jnp.zeros(n, x.dtype)
@@ -132,11 +132,6 @@ def _user_energies(term: UserTerm, x, atoms, values):
     kind = USER_KINDS[term.kind]
     takes = (0, 1) if term.is_pair else kind.takes
     return user_energy(term, kind.coordinate(*(x[atoms[:, m]] for m in takes)), values)
-
-
-def _affine(value: Affine, theta, dtype):
-    columns, weights, offset = value
-    return jnp.sum(jnp.asarray(weights, dtype) * theta[columns], axis=1) + jnp.asarray(offset, dtype)
 
 
 def flatten(molecules: Sequence[MoleculeTerms], molecule: np.ndarray) -> PlainTerms:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -58,5 +57,5 @@ class Sites:
     def place(self, theta, x: Float[Array, "row 3"]) -> Float[Array, "row 3"]:
         """:func:`placed` with the geometry that the force-field vector ``theta`` gives."""
         theta = theta.astype(x.dtype)
-        geometry = {a: jnp.sum(v.weights * theta[v.columns], axis=1) + v.offset for a, v in self.geometry.items()}
+        geometry = {a: v.at(theta, x.dtype) for a, v in self.geometry.items()}
         return placed(x, self.atoms, self.kind, **geometry)

@@ -72,7 +72,7 @@ class Types:
         theta = jnp.asarray(theta).astype(self.even.dtype)
 
         def affine(value: Affine):
-            return jnp.sum(value.weights * theta[value.columns], axis=1) + value.offset
+            return value.at(theta, theta.dtype)
 
         k, phase = map(affine, self.cosines)
         cosine, sine = (k * jnp.cos(phase))[:, None], (k * jnp.sin(phase))[:, None]

@@ -479,6 +479,8 @@ def parameterize(
             system = System.from_smirnoff(force_field, parts, charge_from_molecules=given)
         except OffjaxError as error:
             raise type(error)(f"{record.source}, group {record.name!r}: {error}") from error
+        if systems:  # one force field: its text is kept once
+            system = replace(system, offxml=systems[0].offxml)
         known[record.smiles] = system.without_constraints() if flexible else system
         systems.append(known[record.smiles])
         progress.advance(record.name)

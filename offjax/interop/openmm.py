@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import math
 from typing import TYPE_CHECKING
@@ -143,9 +144,11 @@ def _add(made, method: str, *columns: np.ndarray | float) -> None:
     """
     import openmm
 
-    add = getattr(openmm._openmm, f"{type(made).__name__}_{method}")
-    numbers = [column.tolist() if isinstance(column, np.ndarray) else itertools.repeat(column) for column in columns]
-    collections.deque(map(add, itertools.repeat(made.this), *numbers), maxlen=0)
+    below = getattr(getattr(openmm, "_openmm", None), f"{type(made).__name__}_{method}", None)
+    add = getattr(made, method) if below is None else functools.partial(below, made.this)
+    [n] = {len(column) for column in columns if isinstance(column, np.ndarray)}
+    numbers = [c.tolist() if isinstance(c, np.ndarray) else itertools.repeat(c, n) for c in columns]
+    collections.deque(map(add, *numbers), maxlen=0)
 
 
 # --- valence ----------------------------------------------------------------------------------------------------------

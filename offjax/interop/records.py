@@ -10,6 +10,7 @@ import fnmatch
 import hashlib
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -386,7 +387,7 @@ def check_properties(properties: dict[str, np.ndarray], n_atoms: int, where: str
     for name, values in properties.items():
         for axis, length in zip(PROPERTIES[name], values.shape[1:], strict=False):
             sizes.setdefault(axis, length)
-        shape = (len(values), *(sizes[axis] for axis in PROPERTIES[name] if axis in sizes))
+        shape = (len(values), *(sizes.get(axis, -1) for axis in PROPERTIES[name]))
         check_shape(values, shape, f"{where}, {name}", f"(conformers, {', '.join(PROPERTIES[name])})")
     for one, other in (("frequencies", "modes"), ("grid", "potential"), ("potential", "grid")):
         if one in properties and other not in properties:
@@ -439,6 +440,13 @@ def assemble(source: str, frames: Iterable[Frame | Problem], forces: bool) -> It
             except InputError as error:
                 yield Problem(source, frame.label, "rejected", str(error), name)
         if good:
+            usual, _ = Counter(map(_content, good)).most_common(1)[0]
+            for frame in good:
+                if (content := _content(frame)) != usual:
+                    has, most = (", ".join(sorted(c)) or "none of these data" for c in (content, usual))
+                    reason = f"it has {has}; most frames of this molecule have {most}"
+                    yield Problem(source, frame.label, "rejected", reason, name)
+            good = [frame for frame in good if _content(frame) == usual]
             complete = all(frame.forces is not None for frame in good)
             yield Record(
                 name=name,
@@ -449,13 +457,14 @@ def assemble(source: str, frames: Iterable[Frame | Problem], forces: bool) -> It
                 forces=np.stack([frame.forces for frame in good]) if complete else None,
                 source=source,
                 driven=good[0].driven,
-                properties={
-                    key: np.stack([frame.properties[key] for frame in good])
-                    for key in good[0].properties
-                    if all(key in frame.properties for frame in good)
-                },
-                has_energies=all(frame.energy is not None for frame in good),
+                properties={key: np.stack([f.properties[key] for f in good]) for key in good[0].properties},
+                has_energies="energy" in usual,
             )
+
+
+def _content(frame: Frame) -> frozenset[str]:
+    """What a frame has besides geometry and forces."""
+    return frozenset(frame.properties) | ({"energy"} if frame.energy is not None else set())
 
 
 def check_frame(molecule, frame: Frame, where: str, forces: bool) -> None:

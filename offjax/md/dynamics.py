@@ -108,8 +108,6 @@ class Particles:
         masses = jnp.asarray(self.masses, x.dtype)
         if masses.ndim and masses.shape != (x.shape[0],):
             raise InputError(f"masses must be a number or have shape ({x.shape[0]},), got {masses.shape}")
-        if not isinstance(masses, jax.core.Tracer) and not np.all(np.asarray(masses) > 0):
-            raise InputError("masses must be positive: a particle without mass, a virtual site, cannot be moved")
         return masses[:, None] if masses.ndim else masses
 
     def move(self, x, dx, box):
@@ -145,7 +143,9 @@ class Particles:
     def start(self, key, positions, velocities, kT, box, neighbors, drift_free: bool, extra=()) -> State:
         """The first State; velocities that are not given are drawn at ``kT`` (zero if that is None)."""
         x = points("positions", positions)
-        self.mass(x)
+        masses = self.mass(x)
+        if not isinstance(masses, jax.core.Tracer) and not np.all(np.asarray(masses) > 0):
+            raise InputError("masses must be positive: a particle without mass, a virtual site, cannot be moved")
         if not isinstance(key, jax.Array):
             raise InputError(f"key must be a random key, jax.random.key(seed), got {key!r}")
         if not isinstance(kT, jax.core.Tracer | None) and np.any(np.asarray(kT) < 0):

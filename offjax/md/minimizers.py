@@ -122,7 +122,7 @@ def minimize(
     if args or isinstance(energy, partial):
         parts = _Parts.of(energy, args)
         known = _hashable((parts.fixed, parts.structure, options))
-        if known and not jax.closure_convert(parts.energy, x0, parts.varied)[1]:
+        if known and parts.can_be_compiled(x0):
             return _compiled(parts.fixed, parts.structure, options, x0, parts.varied)
     return _minimum(energy, x0, args, *options)
 
@@ -149,6 +149,13 @@ class _Parts(NamedTuple):
         leaves = [v if leaf is None else leaf for leaf, v in zip(self.fixed, varied, strict=True)]
         function, before, keywords, args = jax.tree.unflatten(self.structure, leaves)
         return function(*before, x, *args, **keywords)
+
+    def can_be_compiled(self, x0) -> bool:
+        """Whether the energy takes traced numbers and closes over none. A cutoff that it compares stays a number."""
+        try:
+            return not jax.closure_convert(self.energy, x0, self.varied)[1]
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+            return False
 
 
 def _hashable(value) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from offjax.assignment import AssignmentMatrix
 from offjax.batching.instances import SECTIONS
+from offjax.batching.sites import GEOMETRY
 from offjax.constants import RMIN_HALF_TO_SIGMA
 from offjax.deferred import Deferred
 from offjax.errors import InputError, UnassignedParameterError, UnsupportedError
@@ -97,7 +98,7 @@ def _check_list(option: str, molecules) -> None:
 SLOT_ATTRIBUTES = SECTIONS | {
     "Constraints": ("distance",),
     "GBSA": ("radius", "scale"),
-    "VirtualSites": ("distance", "outOfPlaneAngle", "inPlaneAngle"),
+    "VirtualSites": GEOMETRY,
 }
 
 

@@ -79,6 +79,13 @@ def test_split_terms_add_up_to_the_single_nonbonded_force():
     np.testing.assert_allclose(f, g, atol=1e-7)
 
 
+def test_the_public_methods_of_openmm_give_the_same(monkeypatch):
+    made = system("CC(=O)Nc1ccc(O)cc1")
+    fast = openmm.XmlSerializer.serialize(made.to_openmm())
+    monkeypatch.delattr(openmm, "_openmm")
+    assert openmm.XmlSerializer.serialize(made.to_openmm()) == fast
+
+
 def test_changed_parameters_are_exported(rng):
     made = system("CC(=O)NC(C)C(=O)NC", file="openff_unconstrained-2.2.1.offxml")
     x = shaken(molecule("CC(=O)NC(C)C(=O)NC"))

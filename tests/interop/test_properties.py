@@ -57,6 +57,8 @@ def test_hdf5(tmp_path):
     assert record.properties["grid_weights"].tolist() == [[1.0, 2.0, 3.0]] and not record.has_energies
     unlike = write(dft_total_hessian=(np.triu(HESSIAN)[None], "kj/mol/nm^2")).rejected[0].reason
     assert "not symmetric" in unlike
+    modes = {"frequencies": (np.ones(1), "1/cm"), "modes": (np.ones((1, 1, 3, 3)), "dimensionless")}
+    assert "frequencies: shape (1,)" in write(**modes).rejected[0].reason
     assert "potential: shape" in write(esp=(np.ones((1, 2)), "kj/mol/e")).rejected[0].reason
     assert "not finite" in write(esp=(np.full((1, 3), np.nan), "kj/mol/e")).rejected[0].reason
 
@@ -91,6 +93,11 @@ def test_interaction_energies_in_extended_xyz(tmp_path):
     [record] = read(path, forces=False).records
     assert record.properties["interaction"].tolist() == [-0.2 * EV] and not record.has_energies
     assert [m.n_atoms for m in record.molecules()] == [3, 3]
+    frame = f'6\nsmiles="{smiles}" interaction_energy=-0.2\n{ROWS}{far}'
+    path.write_text(2 * frame + f'6\nsmiles="{smiles}" energy=-1.0\n{ROWS}{far}')
+    found = read(path, forces=False, strict=False)
+    assert found.records[0].properties["interaction"].tolist() == [-0.2 * EV] * 2
+    assert [p.reason for p in found.rejected] == ["it has energy; most frames of this molecule have interaction"]
     with pytest.raises(InputError, match="must stand one after the other"):
         components("[O:1]([H:2])[H:4].[O:3]([H:5])[H:6]", "here", "mixed")
 
