@@ -83,7 +83,7 @@ def test_other_parameters_of_the_same_energy_are_not_compiled_anew(start):
     assert uses[1] == uses[2] < uses[0]  # traced to look for values that it closes over, and compiled at the first
 
 
-def test_numbers_that_an_energy_compares_or_counts_with_stay_numbers():
+def test_numbers_that_an_energy_compares_or_counts_with_stay_numbers(start):
     def inside(x, cutoff, species):
         assert cutoff > 0 and len(np.unique(species)) == 2
         return jnp.sum((x - cutoff) ** 2)
