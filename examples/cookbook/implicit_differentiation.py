@@ -98,8 +98,10 @@ def fifty_five(output: Path) -> None:
     print(f"55 spheres: {found.steps} steps in {seconds:.1f} s with compilation; peak memory {memory:.2f} GiB in all")
     check("energy", value, 4.725423394698031, 2e-15)
     pressed = np.asarray(jnp.sum(gradient, axis=1))
-    colours = [f"rgb({int(255 * c)}, 90, {int(255 * (1 - c))})" for c in pressed / pressed.max()]
-    picture = disks(np.asarray(found.positions) % side, np.full(n, 2.0), side, colours, "dE/dsigma at the minimum")
+    low, high = pressed.min(), pressed.max()
+    colours = [f"rgb({int(255 * c)}, 90, {int(255 * (1 - c))})" for c in (pressed - low) / (high - low)]
+    title = f"spheres at half their size; dE/dsigma from {low:.3f} (blue) to {high:.3f} (red)"
+    picture = disks(np.asarray(found.positions) % side, np.full(n, 1.0), side, colours, title)
     save(picture, output, "implicit_differentiation.html")
 
 

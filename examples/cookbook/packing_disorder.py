@@ -74,6 +74,7 @@ def main() -> None:
     figure.add_scatter(x=diameters, y=slope, name="dE/dD", yaxis="y2")
     second = {"overlaying": "y", "side": "right", "title": "dE/dD"}
     figure.update_layout(xaxis_title="D", yaxis_title="energy", yaxis2=second, template="plotly_white")
+    figure.update_layout(legend={"orientation": "h", "y": 1.1})
     save(figure, arguments.output, "packing_disorder.html")
     peak = int(np.argmax(mean))
     if abs(diameters[peak] - 0.8) > 1e-9 or not (slope[peak - 1] > 0 > slope[peak + 1]):

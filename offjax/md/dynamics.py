@@ -57,11 +57,13 @@ class Integrator(NamedTuple):
 
     ``init(key, positions, velocities=None, *, box=None, neighbors=None) -> State`` and ``step(state) -> (State,
     Info)``. ``has_energy`` is False where forces were given without an energy: energies are not a number then.
+    ``constraints`` are those that the steps keep, or None.
     """
 
     init: Callable
     step: Callable
     has_energy: bool = True
+    constraints: Constraints | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +134,26 @@ class Particles:
         """Kinetic energy; summed in the type ``accumulate`` if it is given."""
         return 0.5 * jnp.sum(self.mass(v) * v * v, dtype=self.accumulate)
 
+    def check_constraints(self, x) -> None:
+        """Refuse positions that do not obey the constraints, where they are known.
+
+        Raises
+        ------
+        InputError
+            A distance is off by more than a thousandth: the first step would pull it straight, with great speed.
+        """
+        if self.constraints is None:
+            return
+        if any(isinstance(v, jax.core.Tracer) for v in (x, *jax.tree.leaves(self.constraints))):
+            return
+        with jax.ensure_compile_time_eval():  # known values, even if all that is computed here is traced
+            deviation = float(self.constraints.deviation(x))
+        if not deviation < 1e-3:
+            raise InputError(
+                f"the positions do not obey the constraints: a distance is off by {100 * deviation:.3g} %. Start from "
+                "constraints.positions(x, x, masses[:, None]), with molecules that are not split by the box"
+            )
+
     def dof(self, x, conserved_momentum: bool):
         """Degrees of freedom: coordinates, less constraints, less the total momentum if it is conserved."""
         if self.degrees_of_freedom is not None:
@@ -150,6 +172,7 @@ class Particles:
             raise InputError(f"key must be a random key, jax.random.key(seed), got {key!r}")
         if not isinstance(kT, jax.core.Tracer | None) and np.any(np.asarray(kT) < 0):
             raise InputError(f"kT must not be negative, got {kT}")
+        self.check_constraints(x)
         box = None if box is None else jnp.asarray(box, x.dtype)
         key, mine = jax.random.split(key)
         if velocities is not None:
@@ -188,7 +211,7 @@ def points(name: str, x):
 
 
 def scalar(energy):
-    """``energy``, what a function of the user's returned, if it is one.
+    """``energy``, what a function of the user's returned, as an array if it is one number.
 
     Raises
     ------
@@ -197,7 +220,7 @@ def scalar(energy):
     """
     number = isinstance(energy, jax.Array | np.ndarray | np.generic | float | int | complex)
     if number and jnp.shape(energy) == () and jnp.issubdtype(jnp.result_type(energy), jnp.floating):
-        return energy
+        return jnp.asarray(energy)
     found = f"an array {jnp.result_type(energy)} {jnp.shape(energy)}" if number else f"a {type(energy).__name__}"
     raise InputError(
         f"the energy must be a floating-point scalar, not {found}; dynamics take a function that returns forces as "

@@ -17,7 +17,8 @@ Each function makes an :class:`~offjax.md.dynamics.Integrator`. All take the sam
 ``accumulate``
     A wider type for kinetic energies, such as ``"float64"`` with float32 positions.
 
-One force evaluation a step. Units are those of the energy: kJ/mol, nm, amu give ps.
+One force evaluation a step. Units are those of the energy: kJ/mol, nm, amu give ps. Time steps (but that of velocity
+Verlet, which may go back), periods and frictions that are not positive raise InputError.
 """
 
 from __future__ import annotations
@@ -32,6 +33,15 @@ import numpy as np
 from offjax.errors import InputError, UnsupportedError
 from offjax.md.dynamics import Info, Integrator, Particles, State, bound, current
 from offjax.md.space import volume
+
+
+def _check(or_zero: bool = False, **values) -> None:
+    """Refuse numbers that are known and not positive."""
+    for name, value in values.items():
+        if isinstance(value, jax.core.Tracer):
+            continue
+        if not np.all(np.asarray(value) >= 0 if or_zero else np.asarray(value) > 0):
+            raise InputError(f"{name} must {'not be negative' if or_zero else 'be positive'}, got {value}")
 
 
 def velocity_verlet(energy: Callable, dt, **system) -> Integrator:
@@ -50,7 +60,7 @@ def velocity_verlet(energy: Callable, dt, **system) -> Integrator:
         state = verlet(system, state, dt)
         return state, system.info(state, system.dof(state.positions, True))
 
-    return Integrator(init, step, system.has_energy)
+    return Integrator(init, step, system.has_energy, system.constraints)
 
 
 def verlet(system: Particles, state: State, dt) -> State:
@@ -69,6 +79,8 @@ def langevin(energy: Callable, dt, kT, friction, **system) -> Integrator:
     ``friction`` in 1/time. Constraints by RATTLE in each part (g-BAOAB). Source: B. Leimkuhler and C. Matthews, J.
     Chem. Phys. 138, 174102 (2013); Proc. R. Soc. A 472, 20160138 (2016).
     """
+    _check(dt=dt)
+    _check(or_zero=True, kT=kT, friction=friction)
     system = Particles(energy, **system)
 
     def init(key, positions, velocities=None, *, box=None, neighbors=None):
@@ -89,7 +101,7 @@ def langevin(energy: Callable, dt, kT, friction, **system) -> Integrator:
         state = State(x, v, forces, energy, key, state.box, neighbors, heat)
         return state, system.info(state, system.dof(x, False), -heat)
 
-    return Integrator(init, step, system.has_energy)
+    return Integrator(init, step, system.has_energy, system.constraints)
 
 
 def langevin_middle(energy: Callable, dt, kT, friction, **system) -> Integrator:
@@ -98,6 +110,8 @@ def langevin_middle(energy: Callable, dt, kT, friction, **system) -> Integrator:
     Velocities are those of half steps. Source: Z. Zhang et al., J. Phys. Chem. A 123, 6056 (2019) and OpenMM's
     Reference platform.
     """
+    _check(dt=dt)
+    _check(or_zero=True, kT=kT, friction=friction)
     system = Particles(energy, **system)
 
     def init(key, positions, velocities=None, *, box=None, neighbors=None):
@@ -116,7 +130,7 @@ def langevin_middle(energy: Callable, dt, kT, friction, **system) -> Integrator:
         state = State(x, v, forces, energy, key, state.box, neighbors, heat)
         return state, system.info(state, system.dof(x, False), -heat)
 
-    return Integrator(init, step, system.has_energy)
+    return Integrator(init, step, system.has_energy, system.constraints)
 
 
 def ornstein_uhlenbeck(key, v, dt, kT, friction, masses):
@@ -133,6 +147,8 @@ def brownian(energy: Callable, dt, kT, friction, **system) -> Integrator:
     dynamics does (T. Lelievre, M. Rousset and G. Stoltz, Math. Comp. 81, 2071 (2012)). Source: D. L. Ermak and J. A.
     McCammon, J. Chem. Phys. 69, 1352 (1978).
     """
+    _check(dt=dt, friction=friction)
+    _check(or_zero=True, kT=kT)
     system = Particles(energy, **system)
 
     def init(key, positions, velocities=None, *, box=None, neighbors=None):
@@ -149,7 +165,7 @@ def brownian(energy: Callable, dt, kT, friction, **system) -> Integrator:
         state = State(x, state.velocities, forces, energy, key, state.box, neighbors)
         return state, Info(energy, zero, jnp.full_like(energy, jnp.nan), zero)
 
-    return Integrator(init, step, system.has_energy)
+    return Integrator(init, step, system.has_energy, system.constraints)
 
 
 def stochastic_velocity_rescaling(energy: Callable, dt, kT, time, **system) -> Integrator:
@@ -158,6 +174,7 @@ def stochastic_velocity_rescaling(energy: Callable, dt, kT, time, **system) -> I
     ``time`` is the relaxation time of the kinetic energy. Source: G. Bussi, D. Donadio and M. Parrinello, J. Chem.
     Phys. 126, 014101 (2007), eq. A7.
     """
+    _check(dt=dt, kT=kT, time=time)
     system = Particles(energy, **system)
 
     def init(key, positions, velocities=None, *, box=None, neighbors=None):
@@ -173,7 +190,7 @@ def stochastic_velocity_rescaling(energy: Callable, dt, kT, time, **system) -> I
         state = state._replace(velocities=scale * state.velocities, key=key, extra=heat)
         return state, system.info(state, dof, -heat)
 
-    return Integrator(init, step, system.has_energy)
+    return Integrator(init, step, system.has_energy, system.constraints)
 
 
 def rescaling_factor(key, kinetic, dof, kT, steps):
@@ -202,6 +219,7 @@ def nose_hoover(energy: Callable, dt, kT, time, *, chain: int = 5, substeps: int
     ``time`` is the thermostat's period: the masses are Q_1 = dof kT time^2 and Q_k = kT time^2. Source: G. J. Martyna
     et al., Mol. Phys. 87, 1117 (1996), section 4.
     """
+    _check(dt=dt, kT=kT, time=time, chain=chain, substeps=substeps)
     system = Particles(energy, **system)
 
     def init(key, positions, velocities=None, *, box=None, neighbors=None):
@@ -220,7 +238,7 @@ def nose_hoover(energy: Callable, dt, kT, time, *, chain: int = 5, substeps: int
         state = half(verlet(system, half(state), dt))
         return state, system.info(state, dof, chain_energy(state.extra, inertia, dof, kT))
 
-    return Integrator(init, step, system.has_energy)
+    return Integrator(init, step, system.has_energy, system.constraints)
 
 
 def _inertia(dof, kT, time, chain, dtype):
@@ -288,9 +306,13 @@ def monte_carlo_barostat(
 
     Raises
     ------
+    InputError
+        Constraints between molecules, or without groups.
     UnsupportedError
         An integrator that was given forces without an energy.
     """
+    _check(kT=kT, frequency=frequency)
+    _check_groups("monte_carlo_barostat", integrator.constraints, groups)
     if not integrator.has_energy:
         raise UnsupportedError("monte_carlo_barostat() needs an integrator with an energy, not with Forces")
 
@@ -340,7 +362,7 @@ def monte_carlo_barostat(
         counts = jnp.where(adapt, counts.at[1:].set(0), counts)
         return state._replace(extra=(state.extra, key, size, counts)), info
 
-    return Integrator(init, step)
+    return Integrator(init, step, constraints=integrator.constraints)
 
 
 def nose_hoover_npt(
@@ -368,11 +390,11 @@ def nose_hoover_npt(
     UnsupportedError
         With ``shift`` or ``Forces``: use monte_carlo_barostat().
     """
+    _check(dt=dt, kT=kT, time=time, barostat_time=barostat_time, chain=chain)
     system = Particles(energy, **system)
     if system.shift is not None or not system.has_energy:
         raise UnsupportedError("nose_hoover_npt() takes no shift and no Forces; use monte_carlo_barostat()")
-    if system.constraints is not None and (groups is None or not system.constraints.within(groups)):
-        raise InputError("constraints in nose_hoover_npt() need groups=, and must join particles of one molecule")
+    _check_groups("nose_hoover_npt", system.constraints, groups)
 
     def strained(x, box, neighbors, centre):
         """Energy, forces and -dU/d(strain) of the centres, the virial."""
@@ -452,7 +474,12 @@ def nose_hoover_npt(
         )
         return state, system.info(state, dof, added)
 
-    return Integrator(init, step)
+    return Integrator(init, step, constraints=system.constraints)
+
+
+def _check_groups(name: str, constraints, groups) -> None:
+    if constraints is not None and (groups is None or not constraints.within(groups)):
+        raise InputError(f"constraints in {name}() need groups=, and must join particles of one molecule")
 
 
 def _sinhc(x):

@@ -148,7 +148,7 @@ class _Parts(NamedTuple):
         """The energy with these numbers."""
         leaves = [v if leaf is None else leaf for leaf, v in zip(self.fixed, varied, strict=True)]
         function, before, keywords, args = jax.tree.unflatten(self.structure, leaves)
-        return function(*before, x, *args, **keywords)
+        return scalar(function(*before, x, *args, **keywords))
 
     def can_be_compiled(self, x0) -> bool:
         """Whether the energy takes traced numbers and closes over none. A cutoff that it compares stays a number."""
@@ -173,7 +173,7 @@ def _compiled(fixed, structure, options, x0, varied):
 
 def _minimum(energy, x0, args, method, tolerance, max_steps, dense) -> Minimum:
     # Values that the energy closes over become arguments, so that they have derivatives like the others.
-    converted, hidden = jax.closure_convert(energy, x0, *args)
+    converted, hidden = jax.closure_convert(lambda *values: scalar(energy(*values)), x0, *args)
 
     def evaluate(x, theta):
         return _evaluation(lambda x: converted(x, *theta[0], *theta[1]))(x)
@@ -182,7 +182,7 @@ def _minimum(energy, x0, args, method, tolerance, max_steps, dense) -> Minimum:
         return run(lambda x: evaluate(x, theta), x0, method, tolerance, max_steps)
 
     def solve(product, b, x, theta):
-        return _solve_dense(product, b) if dense else solve_iteratively(product, b)
+        return solve_dense(product, b) if dense else solve_iteratively(product, b)
 
     return implicit(find, evaluate, solve)(jax.lax.stop_gradient(x0), (args, hidden))
 
@@ -524,8 +524,8 @@ def _zero_level(dtype):
     return 1e-10 if dtype == jnp.float64 else 1e-5
 
 
-def _solve_dense(product, b):
-    """H^+ b from the eigenvalues of the whole Hessian."""
+def solve_dense(product, b):
+    """H^+ b from the eigenvalues of the whole Hessian; ``product`` is that with H."""
     unit = jnp.eye(b.size, dtype=b.dtype).reshape(b.size, *b.shape)
     matrix = jax.vmap(lambda v: product(v).ravel())(unit)
     values, vectors = jnp.linalg.eigh(0.5 * (matrix + matrix.T))

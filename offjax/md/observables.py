@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from offjax import geometry
 from offjax.errors import InputError
 from offjax.md.dynamics import bound
+from offjax.md.minimizers import solve_dense
 from offjax.md.space import volume
 
 # --- structure
@@ -53,20 +54,22 @@ def smooth_pair_correlation(
     """g(r) at ``radii`` with every pair smeared into a Gaussian of standard deviation ``width``: differentiable.
 
     g(r) = 2V/(N (N - 1)) sum over pairs of exp(-(r - r_ij)^2/(2 w^2))/(w sqrt(2 pi)) / S(r_ij), with the surface S of
-    the sphere through the pair, so that an ideal gas has 1.
+    the sphere through the pair, so that an ideal gas has 1. Two particles at one point are not counted.
     """
     n, d = positions.shape
     r = _distances(positions, displacement, box)
+    apart = r > 0
+    r = jnp.where(apart, r, 1.0)
     surface = 2.0 * np.pi ** (d / 2) / math.gamma(d / 2) * r ** (d - 1)
     gauss = jnp.exp(-0.5 * ((jnp.asarray(radii)[:, None] - r) / width) ** 2) / (width * np.sqrt(2 * np.pi))
-    return 2.0 * box_volume / (n * (n - 1)) * jnp.sum(gauss / surface, axis=1)
+    return 2.0 * box_volume / (n * (n - 1)) * jnp.sum(jnp.where(apart, gauss / surface, 0.0), axis=1)
 
 
 def bond_orientational_order(positions, displacement: Callable, cutoff, *, fold: int = 6, box=None):
     """|psi_m| of each particle of a plane: the mean of exp(i m angle) over its neighbours within ``cutoff``, (n,).
 
-    1 for a perfect m-fold surrounding, 0 without neighbours. Source: D. R. Nelson and B. I. Halperin, Phys. Rev. B
-    19, 2457 (1979).
+    1 for a perfect m-fold surrounding, 0 without neighbours; where it vanishes its derivative is 0. Source: D. R.
+    Nelson and B. I. Halperin, Phys. Rev. B 19, 2457 (1979).
 
     Raises
     ------
@@ -83,11 +86,16 @@ def bond_orientational_order(positions, displacement: Callable, cutoff, *, fold:
     count = jnp.maximum(jnp.sum(near, axis=1), 1)
     real = jnp.sum(jnp.where(near, jnp.cos(fold * angle), 0.0), axis=1) / count
     imaginary = jnp.sum(jnp.where(near, jnp.sin(fold * angle), 0.0), axis=1) / count
-    return jnp.sqrt(real**2 + imaginary**2)
+    return geometry.safe_sqrt(real**2 + imaginary**2)
 
 
 # --- strain
 # -----------------------------------------------------------------------------------------------------------
+
+
+def _check_box(energy, x, box, neighbors) -> None:
+    """Have the energy refuse a box that is too small for it: a strained box, which is traced, makes it NaN only."""
+    jax.eval_shape(bound(energy, box, neighbors), x)
 
 
 def _of_strain(energy, x, box, neighbors):
@@ -95,6 +103,7 @@ def _of_strain(energy, x, box, neighbors):
 
     The strained rows are turned back to lower triangular form with the points: a rotation does not change the energy.
     """
+    _check_box(energy, x, box, neighbors)
     d = x.shape[1]
     rows = jnp.asarray(box, x.dtype)
     rows = jnp.diag(jnp.broadcast_to(rows, (d,))) if rows.ndim < 2 else rows
@@ -128,6 +137,7 @@ def pressure(energy: Callable, positions, box, *, velocities=None, masses=1.0, n
     """
     x = jnp.asarray(positions)
     box = jnp.asarray(box, x.dtype)
+    _check_box(energy, x, box, neighbors)
     d = x.shape[1]
 
     def of(strain):
@@ -153,11 +163,13 @@ def elastic_moduli(energy: Callable, positions, box, *, neighbors=None) -> Float
     of = _of_strain(energy, x, box, neighbors)
     zero, still = jnp.zeros((d, d), x.dtype), jnp.zeros_like(x)
     (ee, ex), (_, xx) = jax.hessian(of, argnums=(0, 1))(zero, still)
-    ex = ex.reshape(d * d, x.size)
-    values, vectors = jnp.linalg.eigh(xx.reshape(x.size, x.size))
-    used = jnp.abs(values) > 1e-9 * jnp.max(jnp.abs(values))
-    coupling = ex @ vectors
-    relaxed = (coupling * jnp.where(used, 1.0 / jnp.where(used, values, 1.0), 0.0)) @ coupling.T
+    ex, xx = ex.reshape(d * d, x.size), xx.reshape(x.size, x.size)
+
+    def response(column):
+        # not the derivatives of eigenvectors, which a crystal's equal eigenvalues do not have
+        return jax.lax.custom_linear_solve(lambda v: xx @ v, column, solve_dense, symmetric=True)
+
+    relaxed = ex @ jax.vmap(response)(ex).T
     return (ee - relaxed.reshape(d, d, d, d)) / volume(box, d)
 
 
@@ -172,14 +184,14 @@ def normal_modes(energy: Callable, positions, masses=1.0) -> Modes:
     """The phonon spectrum: eigenvalues of the mass-weighted Hessian of ``energy(positions)``, smallest first.
 
     D = M^-1/2 H M^-1/2; omega = sign(w) sqrt(|w|) of its eigenvalues w. Displacements are M^-1/2 times the
-    eigenvectors. For molecules omega is in 1/ps.
+    eigenvectors. For molecules omega is in 1/ps. Displacements of equal frequencies are any basis, without derivatives.
     """
     x = jnp.asarray(positions)
     m = jnp.broadcast_to(jnp.asarray(masses, x.dtype), x.shape[:1])
     root = jnp.repeat(1.0 / jnp.sqrt(m), x.shape[1])
     hessian = jax.hessian(energy)(x).reshape(x.size, x.size)
     values, vectors = jnp.linalg.eigh(root[:, None] * hessian * root)
-    frequencies = jnp.sign(values) * jnp.sqrt(jnp.abs(values))
+    frequencies = jnp.sign(values) * geometry.safe_sqrt(jnp.abs(values))
     return Modes(frequencies, (root[:, None] * vectors).T.reshape(-1, *x.shape))
 
 

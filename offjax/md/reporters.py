@@ -68,22 +68,32 @@ class DCDReporter(_File):
     """
 
     def __init__(self, path: str | Path, n_atoms: int, time_step: float, every: int):
-        from openmm import unit
-        from openmm.app import DCDFile, Topology
-
         super().__init__(path)
-        topology = Topology()
-        residue = topology.addResidue("X", topology.addChain())
-        for _ in range(n_atoms):
-            topology.addAtom("X", None, residue)
+        self.n_atoms, self.time_step, self.every = n_atoms, time_step, every
         self.file = open(self.path, "xb")
-        self.dcd = DCDFile(self.file, topology, time_step * unit.picosecond, firstStep=every, interval=every)
+        self.dcd: Any = None
 
     def __call__(self, frame) -> None:
         """Append a frame."""
         box = None if frame.state.box is None else _rows(np.asarray(frame.state.box, dtype=float))
+        if self.dcd is None:
+            self.dcd = self._started(box)
         self.dcd.writeModel(_three(frame.state.positions), periodicBoxVectors=box)
         self.file.flush()
+
+    def _started(self, box):
+        """The header, which says whether there is a box."""
+        from openmm import Vec3, unit
+        from openmm.app import DCDFile, Topology
+
+        topology = Topology()
+        residue = topology.addResidue("X", topology.addChain())
+        for _ in range(self.n_atoms):
+            topology.addAtom("X", None, residue)
+        if box is not None:
+            topology.setPeriodicBoxVectors([Vec3(*row) for row in box] * unit.nanometer)
+        step = self.time_step * unit.picosecond
+        return DCDFile(self.file, topology, step, firstStep=self.every, interval=self.every)
 
 
 class HDF5Reporter(_File):

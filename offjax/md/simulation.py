@@ -139,9 +139,13 @@ def _block(integrator: Integrator, state: State, n):
 
 def _finite(state: State, has_energy: bool):
     """Whether all numbers are finite, and no position or velocity so large that it has lost its digits."""
-    results = (state.energy if has_energy else state.forces,)
-    small = [jnp.all(jnp.abs(v) < _too_large(v.dtype)) for v in (state.positions, state.velocities)]
-    return jnp.all(jnp.stack([*small, *(jnp.all(jnp.isfinite(v)) for v in results)]))
+    results = (state.forces, state.energy) if has_energy else (state.forces,)
+    return jnp.all(jnp.stack([_small(state), *(jnp.all(jnp.isfinite(v)) for v in results)]))
+
+
+def _small(state: State):
+    values = (state.positions, state.velocities)
+    return jnp.all(jnp.stack([jnp.all(jnp.abs(v) < _too_large(v.dtype)) for v in values]))
 
 
 def _too_large(dtype) -> float:
@@ -175,11 +179,7 @@ def _run_block(run, integrator, state, step, n, by_term):
 
 def _needs_longer_list(state: State) -> bool:
     """Whether a State is not finite only since its list has overflowed."""
-    return (
-        state.neighbors is not None
-        and bool(jnp.any(state.neighbors.overflow))
-        and bool(jnp.all(jnp.isfinite(state.positions)))
-    )
+    return state.neighbors is not None and bool(jnp.any(state.neighbors.overflow)) and bool(_small(state))
 
 
 def _report(integrator, state, step, by_term) -> str:
@@ -190,7 +190,7 @@ def _report(integrator, state, step, by_term) -> str:
     largest = np.unravel_index(np.argmax(forces), forces.shape)
     text += f"; in the step before, the largest force was {forces[largest]:.3g} on {_named(largest)}"
     if by_term is not None:
-        text += _terms(by_term, after)
+        text += _terms(by_term, after, state)
     advice = ". Minimise first, or take a smaller time step"
     if state.box is not None:
         advice += "; the box must stay longer than twice the cutoff"
@@ -216,12 +216,22 @@ def _named(index) -> str:
     return f"particle {particle}" + "".join(f" of replica {i}" for i in replica)
 
 
-def _terms(by_term, state: State) -> str:
-    """Names of the terms whose energy is not finite; of the largest one if all are."""
+def _terms(by_term, state: State, before: State | None = None) -> str:
+    """Names of the terms whose energy is not finite; all energies (of replicas the largest) if there is none.
+
+    Where positions have gone too far for the neighbour list, it has the energies of the State before.
+    """
     extra = {k: v for k, v in (("box", state.box), ("neighbors", state.neighbors)) if v is not None}
-    energies = {name: float(value) for name, value in by_term(state.positions, **extra).items()}
-    bad = [name for name, value in energies.items() if not np.isfinite(value)]
-    return f"; terms that are not finite: {', '.join(bad)}" if bad else f"; energies by term: {energies}"
+    evaluate = lambda x, extra: by_term(x, **extra)  # noqa: E731
+    for _ in state.positions.shape[:-2]:
+        evaluate = jax.vmap(evaluate)
+    try:
+        energies = {name: np.ravel(value) for name, value in evaluate(state.positions, extra).items()}
+    except NeighborListError:
+        return "" if before is None else f" (in the step before{_terms(by_term, before)})"
+    bad = [name for name, values in energies.items() if not np.all(np.isfinite(values))]
+    largest = {name: float(values[np.argmax(np.abs(values))]) for name, values in energies.items()}
+    return f"; terms that are not finite: {', '.join(bad)}" if bad else f"; energies by term: {largest}"
 
 
 def _check_start(integrator: Integrator, state: State, step: int, by_term) -> None:

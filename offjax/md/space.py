@@ -92,10 +92,11 @@ class NearestImage:
         """
         box = _chosen(box, self.box)
         traced = isinstance(box, jax.core.Tracer)
-        sides = box if jnp.ndim(box) < 2 else (jnp if traced else np).diagonal(box)
+        box = box if traced else np.asarray(box)  # what JAX computes of a known box would be traced inside jit
+        sides = box if jnp.ndim(box) < 2 else box.diagonal()
         if traced:
             return jnp.where(jnp.all(2.0 * cutoff <= sides * (1.0 + 1e-6)), 1.0, jnp.nan)
-        if not np.all(2.0 * cutoff <= np.asarray(sides) * (1.0 + 1e-6)):
+        if not np.all(2.0 * cutoff <= sides * (1.0 + 1e-6)):
             raise InputError(f"the cutoff {cutoff} is more than half of the smallest box edge {np.min(sides):g}")
         return 1.0
 

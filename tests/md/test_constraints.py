@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from offjax import md
 from offjax.errors import InputError
 from offjax.md import distance_constraints
 
@@ -98,6 +99,17 @@ def test_wrong_constraints_are_refused():
     flat = distance_constraints([[0, 1], [0, 2], [1, 2]], [OH, OH, HH], MASSES)
     with pytest.raises(InputError, match="three dimensions"):
         flat.positions(jnp.zeros((3, 2)), jnp.zeros((3, 2)), 1.0)
+
+
+def test_a_start_that_does_not_obey_the_constraints_is_refused(rng):
+    x, pairs, lengths, masses = waters(1, rng)
+    constraints = distance_constraints(pairs, lengths, masses)
+    integrator = md.velocity_verlet(lambda x: 0.0 * jnp.sum(x), 0.002, masses=masses, constraints=constraints)
+    with pytest.raises(InputError, match=r"off by 2 %. Start from constraints.positions"):
+        integrator.init(jax.random.key(0), 1.02 * x)
+    start = constraints.positions(1.02 * x, 1.02 * x, masses[:, None])
+    moving = jax.jit(lambda speed: integrator.init(jax.random.key(0), start, speed * start))(1.0)
+    assert np.array_equal(moving.positions, start)
 
 
 def test_no_constraints_change_nothing(rng):

@@ -288,6 +288,9 @@ def test_unsupported_combinations_and_wrong_input_are_refused():
     for groups in (None, [0, 1]):
         with pytest.raises(InputError, match="one molecule"):
             md.nose_hoover_npt(harmonic, 0.1, 1.0, 1.0, 1.0, 1.0, constraints=constraints, groups=groups)
+        with pytest.raises(InputError, match="one molecule"):
+            rigid = md.langevin(harmonic, 0.1, 1.0, 1.0, constraints=constraints)
+            md.monte_carlo_barostat(rigid, harmonic, 1.0, 1.0, groups=groups)
     with pytest.raises(UnsupportedError, match="nose_hoover_npt"):
         md.nose_hoover_npt(harmonic, 0.1, 1.0, 1.0, 1.0, 1.0, shift=md.free().shift)
     integrator = md.velocity_verlet(harmonic, 0.1, masses=np.ones(3))

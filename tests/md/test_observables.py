@@ -87,8 +87,13 @@ def test_the_elastic_constants_of_a_hexagonal_crystal_of_springs():
     """Nearest-neighbour springs: lambda = mu = sqrt(3)/4 k, in two dimensions (Cauchy relation, isotropy)."""
     k = 3.0
     x, box = hexagonal(4)
-    energy = md.pair_energy(lambda r: jnp.where(r < 1.3, 0.5 * k * (r - 1.0) ** 2, 0.0), md.periodic().displacement)
-    c = md.elastic_moduli(energy, x, box)
+
+    def moduli(k):
+        energy = md.pair_energy(lambda r: jnp.where(r < 1.3, 0.5 * k * (r - 1.0) ** 2, 0.0), md.periodic().displacement)
+        return md.elastic_moduli(energy, x, box)
+
+    c, slope = jax.jit(lambda k: jax.jvp(moduli, (k,), (1.0,)))(k)
+    np.testing.assert_allclose(slope, c / k, atol=1e-9)  # the crystal's equal modes do no harm
     lame = np.sqrt(3) / 4 * k
     assert c[0, 0, 0, 0] == pytest.approx(3 * lame, rel=1e-9)
     assert c[1, 1, 1, 1] == pytest.approx(3 * lame, rel=1e-9)
@@ -106,6 +111,28 @@ def test_elastic_constants_let_particles_relax():
 
     c = md.elastic_moduli(energy, jnp.array([[0.0], [1.0]]), jnp.array([2.0]))
     assert c[0, 0, 0, 0] == pytest.approx(2.0 * (2.0 * 6.0 / 8.0), rel=1e-12)
+
+
+def test_derivatives_are_finite_where_observables_vanish():
+    displacement = md.free().displacement
+    lonely = jnp.array([[0.0, 0.0], [5.0, 5.0], [5.0, 5.0]])
+
+    def vanishing(x):
+        order = md.bond_orientational_order(x, displacement, 1.2)
+        smooth = md.smooth_pair_correlation(x, displacement, jnp.linspace(0.1, 2, 3), 0.1, 10.0)
+        modes = md.normal_modes(lambda x: jnp.sum(x**4), 0.0 * x)
+        return jnp.sum(order) + jnp.sum(smooth) + jnp.sum(modes.frequencies)
+
+    both = jax.jit(lambda x: (jax.grad(vanishing)(x), jax.jacfwd(vanishing)(x)))(lonely)
+    assert np.all(np.isfinite(both))
+
+
+def test_a_box_that_is_too_small_for_the_energy_is_refused():
+    energy = md.pair_energy(md.smooth_cutoff(md.lennard_jones, 1.5, 2.0), md.periodic().displacement)
+    x, box = jnp.array([[0.0, 0, 0], [1.1, 0, 0]]), jnp.full(3, 3.0)
+    for use in (md.stress, md.pressure, md.elastic_moduli, lambda *a: md.minimize(lambda x: energy(x, box=box), x)):
+        with pytest.raises(InputError, match="half of the smallest box edge 3"):
+            use(energy, x, box)
 
 
 def test_normal_modes_of_a_diatomic():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from offjax import md
-from offjax.errors import InputError, SimulationError, UnsupportedError
+from offjax.errors import InputError, NeighborListError, SimulationError, UnsupportedError
 from offjax.md.reporters import DCDReporter, HDF5Reporter, XYZReporter
 from offjax.nonbonded.neighbors import neighbor_list
 from tests.samples import positions, system
@@ -145,6 +145,24 @@ def test_a_molecule_under_langevin_dynamics_writes_files_that_others_read(tmp_pa
         HDF5Reporter(tmp_path / "none" / "a.h5")
 
 
+def test_dcd_files_have_the_box(tmp_path):
+    rows = np.array([[3.0, 0, 0], [0.5, 2.9, 0], [-0.4, 0.3, 2.8]])
+    for name, box in (("free", None), ("cube", jnp.asarray(3.0)), ("triclinic", jnp.asarray(rows))):
+        state = md.velocity_verlet(lambda x, box=None: jnp.sum(x), 0.1).init(KEY, X, box=box)
+        with DCDReporter(tmp_path / name, 3, 0.1, 10) as reporter:
+            reporter(md.Frame(10, state, None))
+        data = (tmp_path / name).read_bytes()
+        assert np.frombuffer(data, np.int32, 1, 48)[0] == (box is not None)
+        block = np.frombuffer(data, np.int32, 1, 276)[0]  # behind the header: a unit cell of 48 bytes, or the first x
+        assert block == (12 if box is None else 48)
+        if name == "triclinic":
+            a, gamma, b, beta, alpha, c = np.frombuffer(data, np.float64, 6, 280)
+            lengths = np.linalg.norm(rows, axis=1)
+            np.testing.assert_allclose([a, b, c], 10 * lengths, rtol=1e-12)
+            u = rows / lengths[:, None]
+            np.testing.assert_allclose([alpha, beta, gamma], [u[1] @ u[2], u[0] @ u[2], u[0] @ u[1]], atol=1e-12)
+
+
 def test_wrong_intervals_are_refused(chain):
     integrator, state = chain
     for options in ({"every": 0}, {"start": 20}, {"checkpoint_every": 10}, {"checkpoint": "x", "checkpoint_every": 15}):
@@ -229,9 +247,23 @@ def test_an_explosion_names_the_replica_and_a_box_that_shrinks_too_far_its_step(
     starts = jnp.stack([grid, grid.at[4].set(grid[3] + 1e-3)])
     replicas = jax.vmap(lambda key, x: newton.init(key, x, box=box))(jax.random.split(jax.random.key(0), 2), starts)
     with pytest.raises(
-        SimulationError, match="step 1 is not finite: .*particle 3 of replica 1 and 1 others .*exploded"
+        SimulationError,
+        match="step 1 is not finite: .*particle 3 of replica 1 and 1 others .*exploded.*not finite: pairs",
     ):
-        md.simulate(newton._replace(step=jax.vmap(newton.step)), replicas, 100)
+        by_term = lambda x, box: {"pairs": pair(x, box=box)}  # noqa: E731
+        md.simulate(newton._replace(step=jax.vmap(newton.step)), replicas, 100, by_term=by_term)
+    listed = neighbor_list(starts[1], box, cutoff=1.6, skin=0.1)
+    state = newton.init(jax.random.key(0), starts[1], box=box, neighbors=listed)
+
+    def named(x, box, neighbors):
+        if np.max(np.abs(x)) > 1e3:
+            raise NeighborListError("out of date")
+        return {"pairs": pair(x, box=box, neighbors=neighbors)}
+
+    with pytest.raises(
+        SimulationError, match=r"step 1 is not finite.*exploded.*in the step before; energies .*'pairs': \d"
+    ):
+        md.simulate(newton, state, 100, by_term=named)
     pressed = md.nose_hoover_npt(pair, 0.004, 1.0, 50.0, 0.5, 0.5)
     for listed, message in ((neighbor_list(grid, box, cutoff=1.6, skin=0.1), "half of the smallest"), (None, "twice")):
         state = pressed.init(jax.random.key(0), grid, box=box, neighbors=listed)
@@ -246,6 +278,7 @@ WRONG = {
     "scalar, not a tuple": lambda x: (jnp.sum(x**2), 0.0),
     "scalar, not a NoneType": lambda x: None,
     "scalar, not an array int": lambda x: 3,
+    "scalar, not a str": lambda x: "energy",
 }
 
 
@@ -268,6 +301,14 @@ def test_a_wrong_energy_start_or_number_is_named():
         good.init(key, x, kT=-1.0)
     with pytest.raises(InputError, match="masses must be positive"):
         md.velocity_verlet(wells, 0.1, masses=[1.0, 0.0, 1.0]).init(key, x)
+    for wrong, make in (
+        ("friction must not", lambda: md.langevin(wells, 0.1, 1.0, -1.0)),
+        ("dt must be positive", lambda: md.langevin_middle(wells, -0.1, 1.0, 1.0)),
+        ("time must be positive", lambda: md.nose_hoover(wells, 0.1, 1.0, 0.0)),
+        ("frequency must be positive", lambda: md.monte_carlo_barostat(good, wells, 1.0, 1.0, frequency=0)),
+    ):
+        with pytest.raises(InputError, match=wrong):
+            make()
     with pytest.raises(InputError, match="State"):
         md.simulate(good, x, 10)
     with pytest.raises(InputError, match="outside jit"):
