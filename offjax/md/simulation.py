@@ -140,12 +140,12 @@ def _block(integrator: Integrator, state: State, n):
 def _finite(state: State, has_energy: bool):
     """Whether all numbers are finite, and no position or velocity so large that it has lost its digits."""
     results = (state.forces, state.energy) if has_energy else (state.forces,)
-    return jnp.all(jnp.stack([_small(state), *(jnp.all(jnp.isfinite(v)) for v in results)]))
+    small = [_small(v) for v in (state.positions, state.velocities)]
+    return jnp.all(jnp.stack([*small, *(jnp.all(jnp.isfinite(v)) for v in results)]))
 
 
-def _small(state: State):
-    values = (state.positions, state.velocities)
-    return jnp.all(jnp.stack([jnp.all(jnp.abs(v) < _too_large(v.dtype)) for v in values]))
+def _small(values):
+    return jnp.all(jnp.abs(values) < _too_large(values.dtype))
 
 
 def _too_large(dtype) -> float:
@@ -179,7 +179,7 @@ def _run_block(run, integrator, state, step, n, by_term):
 
 def _needs_longer_list(state: State) -> bool:
     """Whether a State is not finite only since its list has overflowed."""
-    return state.neighbors is not None and bool(jnp.any(state.neighbors.overflow)) and bool(_small(state))
+    return state.neighbors is not None and bool(jnp.any(state.neighbors.overflow)) and bool(_small(state.positions))
 
 
 def _report(integrator, state, step, by_term) -> str:
