@@ -49,6 +49,9 @@ BOHR = 0.0529177210903
 HARTREE = 4.3597447222071e-18 * AVOGADRO * 1e-3
 """Hartree energy, kJ/mol (CODATA 2018)."""
 
+ELECTRONVOLT = ELEMENTARY_CHARGE * AVOGADRO * 1e-3
+"""One electronvolt, kJ/mol."""
+
 RMIN_HALF_TO_SIGMA = 2.0 ** (5.0 / 6.0)
 """sigma / rmin_half of a 12-6 Lennard-Jones potential: rmin = 2^(1/6) sigma."""
 

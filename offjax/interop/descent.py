@@ -20,6 +20,7 @@ import numpy as np
 
 from offjax.constants import ANGSTROM, KCAL
 from offjax.errors import InputError
+from offjax.interop import energy_units
 from offjax.interop.records import Problem, Record, chosen, collect, parse, usable
 
 
@@ -40,7 +41,8 @@ def read(path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), forc
     InputError
         No such file, pyarrow is missing, not an Arrow table of this layout, or a row that cannot be used.
     """
-    return collect(scan(path, include=include, exclude=exclude, forces=forces), strict=True).records
+    found = scan(path, include=include, exclude=exclude, forces=forces)
+    return collect(energy_units.checked(found), strict=True).records
 
 
 def scan(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zlib
 from pathlib import Path
 
 from offjax.errors import InputError
@@ -35,6 +36,41 @@ def write_atomically(path, content: bytes) -> None:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read_text(path: Path) -> tuple[str, str | None]:
+    """The text of a file, that of a ``.gz`` unpacked; and what is wrong with one that is not whole, else None.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, or is no text.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as text: {error.strerror or error}") from error
+    wrong = None
+    if path.suffix.lower() == ".gz":
+        content, whole = _unpacked(path, content)
+        wrong = None if whole else f"{path}: the gzip file is truncated; was it copied completely?"
+    try:
+        return content.decode("utf-8-sig", "strict" if wrong is None else "ignore"), wrong
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read as text: {error}") from error
+
+
+def _unpacked(path: Path, content: bytes) -> tuple[bytes, bool]:
+    """All that a gzip file still holds, and whether it is whole."""
+    found, whole = b"", False
+    while content:
+        member = zlib.decompressobj(wbits=31)
+        try:
+            found += member.decompress(content)
+        except zlib.error as error:
+            raise InputError(f"{path}: not a gzip file, or a damaged one ({error})") from error
+        content, whole = member.unused_data, member.eof
+    return found, whole
 
 
 def _umask() -> int:

@@ -103,6 +103,8 @@ def find_sign(molecule, frames: list[Frame], where: str, needed: bool) -> bool |
         if f.forces is not None and f.forces.shape == f.positions.shape == shape and np.isfinite(f.forces).all()
     ]
     finite = [f for f in finite if np.isfinite(f.positions).all()]
+    if not finite:  # nothing of it will be used
+        return False
     found = [0.0, 0.0]
     if len(finite) >= CONFORMERS:
         x, f = (np.stack([getattr(frame, name) for frame in finite]) for name in ("positions", "forces"))

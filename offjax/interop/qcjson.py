@@ -3,21 +3,27 @@
 A QCSchema file is one object or a list of them, each an ``AtomicResult`` (an energy, or a gradient or Hessian with its
 energy in ``properties.return_energy``; force = -gradient) or an ``OptimizationResult`` (its last geometry and
 energy). Lengths are in bohr, energies in hartree. The mapped SMILES is the molecule's
-``canonical_isomeric_explicit_hydrogen_mapped_smiles`` in ``identifiers`` or ``extras``; ``symbols`` and
-``connectivity`` are compared with it.
+``canonical_isomeric_explicit_hydrogen_mapped_smiles`` in ``identifiers`` or ``extras``; ``symbols``,
+``connectivity``, ``molecular_charge`` and ``molecular_multiplicity`` are compared with it.
 
 yammbs writes ``qm_molecules`` (optimised geometries: ``mapped_smiles``, ``coordinates`` in angstrom, ``final_energy``
 in kcal/mol) or ``qm_torsions`` (torsion drives: ``dihedral_indices``, ``coordinates`` and ``energies`` by grid angle).
 
-Data sets of OpenFF QCSubmit hold inputs of calculations, or references to results on a server, and no energies: they
-are refused with a word on how to get them. Sources: https://molssi-qc-schema.readthedocs.io,
-https://github.com/openforcefield/yammbs
+A QCSchema ``TorsionDriveResult`` has a geometry and an energy for each grid point (``final_molecules``,
+``final_energies``) and the driven dihedrals in ``keywords``.
+
+Result collections of OpenFF QCSubmit hold the mapped SMILES of records on a server and no energies. With the records
+beside them, exported as QCSchema with their ``id``, they say which molecule each is of; alone, and as inputs of
+calculations, they are refused with a word on how to get the records. Sources: https://molssi-qc-schema.readthedocs.io,
+https://github.com/openforcefield/yammbs, https://github.com/openforcefield/openff-qcsubmit
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,14 +32,24 @@ import numpy as np
 
 from offjax.constants import ANGSTROM, BOHR, HARTREE, KCAL
 from offjax.errors import InputError
+from offjax.interop.files import read_text
 from offjax.interop.records import Frame, Problem, Record, assemble
 from offjax.interop.xyz import atomic_number
 
 SMILES = "canonical_isomeric_explicit_hydrogen_mapped_smiles"
 
 
-def scan(path, *, forces: bool = True) -> Iterator[Record | Problem]:
+def scan(path, *, forces: bool = True, collection: str | None = None) -> Iterator[Record | Problem]:
     """The molecules of a file, and a Problem for each entry that cannot be used.
+
+    Parameters
+    ----------
+    path
+        The file; its name may end in ``.json.gz``.
+    forces
+        Whether forces are needed.
+    collection
+        A result collection of QCSubmit, which has the mapped SMILES of QCSchema records by their ``id``.
 
     Raises
     ------
@@ -41,38 +57,85 @@ def scan(path, *, forces: bool = True) -> Iterator[Record | Problem]:
         No such file, not JSON, or none of these layouts.
     """
     path = Path(path)
+    text, wrong = read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        content = json.loads(text)
     except ValueError as error:
-        raise InputError(f"{path}: not complete JSON ({error}); was it copied completely?") from error
-    yield from assemble(str(path), _frames(path, content), forces)
+        reason = f"{path}: not complete JSON ({error}); was it copied completely?"
+        content, n = _beginning(text)
+        if not n:
+            raise InputError(reason) from error
+        yield Problem(str(path), f"what follows {n} entries", "rejected", wrong or reason)
+    known = None if collection is None else _collected(Path(collection))
+    found: set[str] = set()
+    yield from assemble(str(path), _frames(path, content, known, found), forces)
+    for identity in sorted(set(known or ()) - found):
+        reason = f"{path}: there is no record of the id {identity}, which {collection} names"
+        yield Problem(str(path), f"record {identity}", "rejected", reason)
 
 
-def _frames(path: Path, content: Any) -> Iterator[Frame | Problem]:
-    if isinstance(content, dict) and "qm_molecules" in content:
-        entries = [
-            (f"molecule {e.get('qcarchive_id', n)}", _optimised, e) for n, e in enumerate(content["qm_molecules"])
-        ]
-    elif isinstance(content, dict) and "qm_torsions" in content:
-        entries = [
-            (f"torsion {e.get('id', n)}, angle {angle}", _torsion_point(angle), e)
-            for n, e in enumerate(content["qm_torsions"])
-            for angle in sorted(e.get("coordinates", {}), key=float)
-        ]
+def _beginning(text: str) -> tuple[Any, int]:
+    """The whole entries of a list that is cut off, as the content of a file, and their number."""
+    start = re.match(r'\s*(?:\{\s*"(qm_molecules|qm_torsions)"\s*:\s*)?\[', text)
+    if start is None:
+        return None, 0
+    decoder, entries, at = json.JSONDecoder(), [], start.end()
+    with contextlib.suppress(ValueError):
+        while True:
+            at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n,"))
+            entry, at = decoder.raw_decode(text, at)
+            entries.append(entry)
+    return entries if start[1] is None else {start[1]: entries}, len(entries)
+
+
+def _collected(path: Path) -> dict[str, str]:
+    """Mapped SMILES by record id."""
+    try:
+        servers = json.loads(read_text(path)[0])["entries"].values()
+        return {str(entry["record_id"]): entry["cmiles"] for entries in servers for entry in entries}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: not a result collection of OpenFF QCSubmit with record_id and cmiles of every entry "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _frames(path: Path, content: Any, known: dict[str, str] | None, found: set[str]) -> Iterator[Frame | Problem]:
+    """``known`` are mapped SMILES by record id; ``found`` becomes the ids that are there."""
+    entries: list[tuple[str, Any, Any]] = []
+    if isinstance(content, dict) and isinstance(content.get("qm_molecules"), list):
+        for n, e in enumerate(content["qm_molecules"]):
+            entries.append((f"molecule {_of(e, 'qcarchive_id', n)}", _optimised, e))
+    elif isinstance(content, dict) and isinstance(content.get("qm_torsions"), list):
+        for n, e in enumerate(content["qm_torsions"]):
+            label, points = f"torsion {_of(e, 'id', n)}", _of(e, "coordinates", None)
+            if not isinstance(points, dict) or not points:
+                reason = f"{path}, {label}: there are no coordinates by angle"
+                yield Problem(str(path), label, "rejected", reason)
+                continue
+            entries += [(f"{label}, angle {angle}", _torsion_point(angle), e) for angle in sorted(points, key=_degrees)]
     elif isinstance(content, dict) and ("dataset_name" in content or isinstance(content.get("entries"), dict)):
         held = "references to results" if "entries" in content else "molecules to be computed"
-        entries = content.get("entries") or content.get("dataset") or {}
+        servers = (content.get("entries") or {}).values()
+        number = sum(len(own) for own in servers if isinstance(own, list)) or len(content.get("dataset") or {})
         raise InputError(
             f"{path}: the QCSubmit data set {content.get('dataset_name', 'without a name')!r} holds {held} "
-            f"({len(entries)} entries) and no energies: submit it to a server if that was not done; then download the "
-            "results (OptimizationResultCollection.from_server of openff-qcsubmit) and let yammbs write a "
-            "QCArchiveDataset of the collection, or write the results as QCSchema"
+            f"({number} entries) and no energies: submit it to a server if that was not done; download the "
+            "records (collection.to_records() of openff-qcsubmit) and write them as a list of QCSchema results with "
+            "their id, which is read with molecule = this file; or let yammbs write a QCArchiveDataset of it"
         )
     else:
         results = content if isinstance(content, list) else [content]
-        entries = [(f"result {n}", _result, e) for n, e in enumerate(results)]
+        for n, e in enumerate(results):
+            label, smiles = f"result {n}", None
+            if known is not None and isinstance(e, dict):
+                found.add(identity := str(e.get("id")))
+                label += f" (id {identity})"
+                smiles = known.get(identity)
+            if isinstance(e, dict) and isinstance(e.get("final_molecules"), dict):
+                entries += [(f"{label}, angle {a}", _drive_point(a, smiles), e) for a in e["final_molecules"]]
+            else:
+                entries.append((label, _result(smiles), e))
     for label, read, entry in entries:
         try:
             yield read(label, entry)
@@ -81,6 +144,18 @@ def _frames(path: Path, content: Any) -> Iterator[Frame | Problem]:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"{path}, {label}: not of the expected layout ({type(error).__name__}: {error})"
             yield Problem(str(path), label, "rejected", reason)
+
+
+def _of(entry: Any, key: str, otherwise: Any) -> Any:
+    """A value of an entry, if it is one."""
+    return entry.get(key, otherwise) if isinstance(entry, dict) else otherwise
+
+
+def _degrees(angle: str) -> float:
+    """To sort by; what is no number stands last."""
+    with contextlib.suppress(ValueError):
+        return float(angle)
+    return math.inf
 
 
 def _optimised(label: str, entry: dict) -> Frame:
@@ -111,14 +186,33 @@ def _torsion_point(angle: str):
     return read
 
 
-def _result(label: str, entry: dict) -> Frame:
+def _result(smiles: str | None):
+    """A reader of results of molecules whose SMILES, if they have none themselves, is this."""
+    return lambda label, entry: _single(label, entry, smiles)
+
+
+def _drive_point(angle: str, smiles: str | None):
+    def read(label: str, entry: dict) -> Frame:
+        if angle not in entry["final_energies"]:
+            raise InputError(f"no energy for the angle {angle}")
+        a, b, c, d = map(int, entry["keywords"]["dihedrals"][0])
+        if len(entry["keywords"]["dihedrals"]) != 1:
+            raise InputError("a scan of several dihedrals is not read")
+        energy = float(entry["final_energies"][angle])
+        frame = _molecule(label, entry["final_molecules"][angle], energy, None, smiles=smiles)
+        return frame._replace(name=str(entry.get("id") or frame.name), driven=((a, b, c, d),))
+
+    return read
+
+
+def _single(label: str, entry: dict, smiles: str | None) -> Frame:
     name = entry.get("schema_name", "")
     if name == "qcschema_molecule" or ("symbols" in entry and "molecule" not in entry):
         raise InputError("a QCSchema Molecule has no energy: give the AtomicResult or OptimizationResult of it")
     if entry.get("success") is False:
         raise InputError(f"the calculation failed: {str(entry.get('error'))[:100]}")
     if "final_molecule" in entry or "optimization" in name:
-        return _molecule(label, entry["final_molecule"], float(entry["energies"][-1]), None)
+        return _molecule(label, entry["final_molecule"], float(entry["energies"][-1]), None, smiles=smiles)
     if entry["driver"] not in ("energy", "gradient", "hessian"):
         raise InputError(f"the driver {entry['driver']!r} is not read; energy, gradient and hessian are")
     gradient, hessian = None, None
@@ -136,16 +230,24 @@ def _result(label: str, entry: dict) -> Frame:
         gradient, energy = _table(entry["return_result"]), entry["properties"]["return_energy"]
     else:
         energy = entry["return_result"]
-    return _molecule(label, entry["molecule"], float(energy), gradient, hessian)
+    return _molecule(label, entry["molecule"], float(energy), gradient, hessian, smiles)
 
 
 def _molecule(
-    label: str, molecule: dict, energy: float, gradient: np.ndarray | None, hessian: np.ndarray | None = None
+    label: str,
+    molecule: dict,
+    energy: float,
+    gradient: np.ndarray | None,
+    hessian: np.ndarray | None = None,
+    smiles: str | None = None,
 ) -> Frame:
     places = [molecule.get(key) or {} for key in ("identifiers", "extras")]
-    smiles = next((place[SMILES] for place in places if place.get(SMILES)), None)
+    smiles = next((place[SMILES] for place in places if place.get(SMILES)), smiles)
     if smiles is None:
-        raise InputError(f"the molecule has no {SMILES}, neither in identifiers nor in extras")
+        raise InputError(
+            f"the molecule has no {SMILES}, neither in identifiers nor in extras, and no result collection "
+            "(molecule) names its id"
+        )
     bonds = molecule.get("connectivity")
     return Frame(
         name=molecule.get("name") or smiles,
@@ -157,7 +259,13 @@ def _molecule(
         numbers=np.array([atomic_number(symbol) for symbol in molecule["symbols"]]),
         bonds=None if bonds is None else tuple((int(b[0]), int(b[1])) for b in bonds),
         properties={} if hessian is None else {"hessian": hessian},
+        charge=_number(molecule.get("molecular_charge")),
+        multiplicity=_number(molecule.get("molecular_multiplicity")),
     )
+
+
+def _number(value) -> float | None:
+    return None if value is None else float(value)
 
 
 def _table(values) -> np.ndarray:

@@ -9,8 +9,8 @@ format               module                                     taken from the n
 ===================  =========================================  ==========================
 spice-hdf5           :mod:`offjax.interop.spice`                ``.h5``, ``.hdf5``
 descent-arrow        :mod:`offjax.interop.descent`              ``.arrow``, folders of them
-extended-xyz         :mod:`offjax.interop.xyz`                  ``.xyz``, ``.extxyz``
-qc-json              :mod:`offjax.interop.qcjson`               ``.json``
+extended-xyz         :mod:`offjax.interop.xyz`                  ``.xyz``, ``.extxyz``, also ``.gz``
+qc-json              :mod:`offjax.interop.qcjson`               ``.json``, also ``.gz``
 forcebalance-qdata   :mod:`offjax.interop.forcebalance`         ``qdata.txt`` and its folder
 forcebalance-vdata   :mod:`~offjax.interop.forcebalance_geometries`  ``vdata.txt``
 forcebalance-optgeo  :mod:`~offjax.interop.forcebalance_geometries`  ``optgeo_options.txt``
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from offjax.errors import InputError
-from offjax.interop import descent, forcebalance, forcebalance_geometries, qcjson, spice, xyz
+from offjax.interop import descent, energy_units, forcebalance, forcebalance_geometries, qcjson, spice, xyz
 from offjax.interop.records import Reading, chosen, collect
 
 Format = Literal[
@@ -63,6 +63,7 @@ def read(
     strict: bool = True,
     molecule: str | None = None,
     sign: forcebalance.Sign = "auto",
+    check_units: bool = True,
 ) -> Reading:
     """The records of one file, and its problems.
 
@@ -79,7 +80,11 @@ def read(
     strict
         Raise at the first rejected record instead of reporting it.
     molecule, sign
-        Of ForceBalance's files: see :func:`offjax.interop.forcebalance.scan`.
+        Of ForceBalance's files: see :func:`offjax.interop.forcebalance.scan`. For qc-json ``molecule`` is a result
+        collection of QCSubmit: see :func:`offjax.interop.qcjson.scan`.
+    check_units
+        Reject records whose energies or forces cannot have the unit that the file declares:
+        :mod:`offjax.interop.energy_units`.
 
     Raises
     ------
@@ -92,8 +97,8 @@ def read(
         raise InputError(f"{path}: there is no format {format!r}; there are {', '.join(get_args(Format))}")
     if format != "forcebalance-qdata" and sign != "auto":
         raise InputError(f"{path}: sign belongs to forcebalance-qdata, this is {format}")
-    if not format.startswith("forcebalance") and molecule is not None:
-        raise InputError(f"{path}: molecule belongs to ForceBalance's formats, this is {format}")
+    if not format.startswith("forcebalance") and format != "qc-json" and molecule is not None:
+        raise InputError(f"{path}: molecule belongs to ForceBalance's formats and qc-json, this is {format}")
     found: Any
     if format == "spice-hdf5":
         found = spice.scan(path, include=include, exclude=exclude, forces=forces)
@@ -106,10 +111,12 @@ def read(
             items = list(forcebalance_geometries.scan_vibrations(path, molecule=molecule))
         elif format == "forcebalance-optgeo":
             items = list(forcebalance_geometries.scan_optimized(path, molecule=molecule))
+        elif format == "qc-json":
+            items = list(qcjson.scan(path, forces=forces, collection=molecule))
         else:
-            items = list({"extended-xyz": xyz, "qc-json": qcjson}[format].scan(path, forces=forces))
+            items = list(xyz.scan(path, forces=forces))
         found = chosen(path, items, include, exclude)
-    return collect(found, strict)
+    return collect(energy_units.checked(found) if check_units else found, strict)
 
 
 def guess(path: Path) -> Format:
@@ -130,6 +137,9 @@ def guess(path: Path) -> Format:
         raise InputError(f"{path}: no such file")
     elif path.name in NAMES:
         return NAMES[path.name]
-    elif path.suffix.lower() in SUFFIXES:
-        return SUFFIXES[path.suffix.lower()]
+    elif (suffix := Path(path.name.lower().removesuffix(".gz")).suffix) in SUFFIXES:
+        format = SUFFIXES[suffix]
+        if path.suffix.lower() == ".gz" and format not in ("qc-json", "extended-xyz"):
+            raise InputError(f"{path}: {format} is not read from a gzip file: unpack it first")
+        return format
     raise InputError(f"{path}: the name does not tell its format; give one of {', '.join(get_args(Format))}")

@@ -144,9 +144,10 @@ def parse(smiles: str, where: str, name: str):
         Not a SMILES, hydrogens missing, or atoms not mapped 1..n.
     """
     from openff.toolkit import Molecule
+    from rdkit import rdBase
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), rdBase.BlockLogs():  # what RDKit would print is in the error
             # a complex is one Molecule where only its atoms and bonds are asked for
             warnings.filterwarnings("ignore", message=".*consists of more than one molecule")
             molecule = Molecule.from_mapped_smiles(smiles, allow_undefined_stereo=True)
@@ -356,6 +357,7 @@ def usable(molecule, record: Record, where: str, names: tuple[str, str, str]) ->
             check_finite(values[c], f"{where}, {name}", c.start)
         check_bonds(molecule, record.positions[c], f"{where}, {names[0]}", c.start)
         check_contacts(molecule, record.positions[c], f"{where}, {names[0]}", c.start)
+        check_stereo(molecule, record.positions[c], f"{where}, {names[0]}", c.start)
 
     n = record.n_conformers
     try:
@@ -403,7 +405,8 @@ class Frame(NamedTuple):
 
     Frames of one ``name`` and ``smiles`` become the conformers of one Record; ``label`` names the frame in messages.
     ``numbers`` (atomic numbers) and ``bonds`` (pairs of atoms) are compared with the SMILES where the file has them.
-    ``energy`` is None in files without; ``properties`` are those of PROPERTIES, of this geometry.
+    ``energy`` is None in files without; ``properties`` are those of PROPERTIES, of this geometry. ``charge`` (e) and
+    spin ``multiplicity`` of the calculation are compared with the SMILES too.
     """
 
     name: str
@@ -416,6 +419,8 @@ class Frame(NamedTuple):
     bonds: tuple[tuple[int, int], ...] | None = None
     driven: tuple[tuple[int, int, int, int], ...] = ()
     properties: dict[str, np.ndarray] = {}
+    charge: float | None = None
+    multiplicity: float | None = None
 
 
 def assemble(source: str, frames: Iterable[Frame | Problem], forces: bool) -> Iterator[Record | Problem]:
@@ -471,6 +476,8 @@ def check_frame(molecule, frame: Frame, where: str, forces: bool) -> None:
     """Raise InputError where a frame contradicts its SMILES, has no forces though they are needed, or is not finite."""
     elements = np.array([atom.atomic_number for atom in molecule.atoms])
     check_shape(frame.positions, (len(elements), 3), f"{where}, positions", "(atoms of the SMILES, 3)")
+    if frame.numbers is not None:
+        check_shape(np.asarray(frame.numbers), elements.shape, f"{where}, elements", "(atoms of the SMILES,)")
     if frame.numbers is not None and (wrong := np.flatnonzero(np.asarray(frame.numbers) != elements)).size:
         i = wrong[0]
         raise InputError(
@@ -479,12 +486,14 @@ def check_frame(molecule, frame: Frame, where: str, forces: bool) -> None:
         )
     if frame.bonds is not None:
         check_connectivity(molecule, frame.bonds, where)
+    check_electrons(molecule, frame.charge, frame.multiplicity, where)
     if forces and frame.forces is None:
         raise InputError(f"{where}: no forces, but they are asked for; set objective.force_weight = 0 to fit energies")
     check_finite(np.array([frame.energy or 0.0]), f"{where}, energy")
     check_finite(frame.positions, f"{where}, positions")
     check_bonds(molecule, frame.positions[None], where)
     check_contacts(molecule, frame.positions[None], where)
+    check_stereo(molecule, frame.positions[None], where)
     if frame.forces is not None:
         check_shape(frame.forces, frame.positions.shape, f"{where}, forces", "the shape of the positions")
         check_finite(frame.forces, f"{where}, forces")
@@ -523,6 +532,44 @@ def check_contacts(molecule, positions: np.ndarray, where: str, first: int = 0) 
         raise InputError(
             f"{where}: the connectivity changed: {_pair(molecule, (int(i[k]), int(j[k])))} of conformer "
             f"{c + first} are {distance[c, k]:.4f} nm apart and not bonded in the SMILES"
+        )
+
+
+def check_stereo(molecule, positions: np.ndarray, where: str, first: int = 0) -> None:
+    """Raise InputError where a stereocentre of the SMILES has the other hand in space (positions (n, atoms, 3) in nm).
+
+    ``first`` is the number of the first conformer. Double bonds may turn, as in torsion drives about them.
+    """
+    from rdkit import Chem
+
+    centres = [atom.molecule_atom_index for atom in molecule.atoms if atom.stereochemistry]
+    if not centres:
+        return
+    whole = molecule.to_rdkit()
+    whole.RemoveAllConformers()
+    shape = Chem.Conformer(whole.GetNumAtoms())
+    whole.AddConformer(shape)
+    for c, x in enumerate(positions):
+        whole.GetConformer().SetPositions(np.ascontiguousarray(x / constants.ANGSTROM, dtype=np.float64))
+        Chem.AssignStereochemistryFrom3D(whole)
+        for i in centres:
+            atom = whole.GetAtomWithIdx(i)
+            found = atom.GetProp("_CIPCode") if atom.HasProp("_CIPCode") else "none"
+            if found != molecule.atom(i).stereochemistry:
+                raise InputError(
+                    f"{where}: the stereocentre {molecule.atom(i).symbol}{i} of conformer {c + first} is {found}, but "
+                    f"{molecule.atom(i).stereochemistry} in the SMILES"
+                )
+
+
+def check_electrons(molecule, charge: float | None, multiplicity: float | None, where: str) -> None:
+    """Raise InputError where charge (e) or spin multiplicity of a calculation are not those of the SMILES."""
+    own = int(sum(atom.formal_charge.m for atom in molecule.atoms))
+    if charge is not None and abs(charge - own) > 1e-3:
+        raise InputError(f"{where}: the calculation has the charge {charge:g}, the SMILES {own:g}")
+    if multiplicity is not None and multiplicity != 1:  # the toolkit's molecules have no unpaired electrons
+        raise InputError(
+            f"{where}: the calculation has the multiplicity {multiplicity:g}, the SMILES no unpaired electron"
         )
 
 

@@ -42,6 +42,7 @@ import numpy as np
 
 from offjax import constants
 from offjax.errors import InputError
+from offjax.interop import energy_units
 from offjax.interop.records import (
     Problem,
     Record,
@@ -87,7 +88,8 @@ def read(path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), forc
     InputError
         No such file, not HDF5, or a record that cannot be used.
     """
-    return collect(scan(path, include=include, exclude=exclude, forces=forces), strict=True).records
+    found = scan(path, include=include, exclude=exclude, forces=forces)
+    return collect(energy_units.checked(found), strict=True).records
 
 
 def scan(

@@ -8,6 +8,7 @@ Each frame is the number of atoms, a line of ``key=value`` pairs and a line an a
 ``energy``      eV (or ``REF_energy``); may be missing beside
 ``interaction_energy``, eV, of a complex, whose molecules a dot separates in ``smiles``
 ``smiles``      mapped SMILES with explicit hydrogens (or ``mapped_smiles``); map index = atom position + 1
+``charge``      optional, e, and ``multiplicity``: compared with the SMILES
 ``name``        optional; frames of one name and SMILES are conformers of one molecule
 ==============  ===========================================================================================
 
@@ -25,10 +26,8 @@ import numpy as np
 
 from offjax import constants
 from offjax.errors import InputError
+from offjax.interop.files import read_text
 from offjax.interop.records import Frame, Problem, Record, assemble
-
-EV = 1.602176634e-19 * constants.AVOGADRO * 1e-3
-"""One electronvolt, kJ/mol (exact)."""
 
 PAIR = re.compile(r"""([\w-]+)\s*=\s*("[^"]*"|'[^']*'|\{[^}]*\}|\S+)""")
 
@@ -42,11 +41,10 @@ def scan(path, *, forces: bool = True) -> Iterator[Record | Problem]:
         No such file, or not text.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text: {error}") from error
-    yield from assemble(str(path), _frames(path, lines), forces)
+    text, wrong = read_text(path)
+    if wrong is not None:
+        yield Problem(str(path), "what is missing", "rejected", wrong)
+    yield from assemble(str(path), _frames(path, text.splitlines()), forces)
 
 
 def _frames(path: Path, lines: list[str]) -> Iterator[Frame | Problem]:
@@ -56,9 +54,8 @@ def _frames(path: Path, lines: list[str]) -> Iterator[Frame | Problem]:
             at += 1
             continue
         label = f"frame {number}"
-        try:
-            n = int(lines[at])
-        except ValueError:
+        n = int(lines[at]) if lines[at].strip().isdecimal() else 0
+        if n < 1:
             reason = f"{path}, line {at + 1}: expected a number of atoms, found {lines[at].strip()[:40]!r}"
             yield Problem(str(path), f"{label} and all that follow", "rejected", reason)
             return
@@ -88,9 +85,9 @@ def _frame(label: str, comment: str, rows: list[str]) -> Frame:
     smiles = _first(keys, "smiles", "mapped_smiles")
     properties = {}
     if "interaction_energy" in keys:
-        properties["interaction"] = np.asarray(float(keys["interaction_energy"]) * EV)
+        properties["interaction"] = np.asarray(float(keys["interaction_energy"]) * constants.ELECTRONVOLT)
     there = not properties or "energy" in keys or "REF_energy" in keys
-    energy = float(_first(keys, "energy", "REF_energy")) * EV if there else None
+    energy = float(_first(keys, "energy", "REF_energy")) * constants.ELECTRONVOLT if there else None
     found = next((name for name in ("forces", "REF_forces") if name in columns), None)
     return Frame(
         name=keys.get("name", smiles),
@@ -98,9 +95,11 @@ def _frame(label: str, comment: str, rows: list[str]) -> Frame:
         smiles=smiles,
         positions=numbers("pos") * constants.ANGSTROM,
         energy=energy,
-        forces=None if found is None else numbers(found) * (EV / constants.ANGSTROM),
+        forces=None if found is None else numbers(found) * (constants.ELECTRONVOLT / constants.ANGSTROM),
         numbers=np.array([atomic_number(row[columns["species"]][0]) for row in cells]),
         properties=properties,
+        charge=float(keys["charge"]) if "charge" in keys else None,
+        multiplicity=float(keys["multiplicity"]) if "multiplicity" in keys else None,
     )
 
 
@@ -129,9 +128,10 @@ def _columns(properties: str) -> dict[str, slice]:
 
 def atomic_number(symbol: str) -> int:
     """Of an element's symbol; InputError if there is none."""
-    from rdkit import Chem
+    from rdkit import Chem, rdBase
 
     try:
-        return Chem.GetPeriodicTable().GetAtomicNumber(symbol)
+        with rdBase.BlockLogs():
+            return Chem.GetPeriodicTable().GetAtomicNumber(symbol)
     except RuntimeError:
         raise InputError(f"unknown element {symbol!r}") from None

@@ -10,7 +10,6 @@ from offjax import constants
 from offjax.errors import InputError
 from offjax.interop.reading import read
 from offjax.interop.records import components
-from offjax.interop.xyz import EV
 
 WATER = "[O:1]([H:2])[H:3]"
 X = np.array([[0.0, 0.0, 0.0], [0.0957, 0.0, 0.0], [-0.024, 0.0927, 0.0]])
@@ -91,12 +90,12 @@ def test_interaction_energies_in_extended_xyz(tmp_path):
     path = tmp_path / "dimer.xyz"
     path.write_text(f'6\nsmiles="{smiles}" interaction_energy=-0.2\n{ROWS}{far}')
     [record] = read(path, forces=False).records
-    assert record.properties["interaction"].tolist() == [-0.2 * EV] and not record.has_energies
+    assert record.properties["interaction"].tolist() == [-0.2 * constants.ELECTRONVOLT] and not record.has_energies
     assert [m.n_atoms for m in record.molecules()] == [3, 3]
     frame = f'6\nsmiles="{smiles}" interaction_energy=-0.2\n{ROWS}{far}'
     path.write_text(2 * frame + f'6\nsmiles="{smiles}" energy=-1.0\n{ROWS}{far}')
     found = read(path, forces=False, strict=False)
-    assert found.records[0].properties["interaction"].tolist() == [-0.2 * EV] * 2
+    assert found.records[0].properties["interaction"].tolist() == [-0.2 * constants.ELECTRONVOLT] * 2
     assert [p.reason for p in found.rejected] == ["it has energy; most frames of this molecule have interaction"]
     with pytest.raises(InputError, match="must stand one after the other"):
         components("[O:1]([H:2])[H:4].[O:3]([H:5])[H:6]", "here", "mixed")

@@ -1,5 +1,6 @@
 """Readers of foreign formats: right numbers from good files, and a reason for every record that cannot be used."""
 
+import gzip
 import json
 
 import numpy as np
@@ -8,10 +9,9 @@ from openff.toolkit import Molecule
 
 from offjax import constants
 from offjax.errors import InputError
-from offjax.interop import forcebalance
+from offjax.interop import energy_units, forcebalance
 from offjax.interop.reading import read
-from offjax.interop.records import SLIPS
-from offjax.interop.xyz import EV
+from offjax.interop.records import SLIPS, Problem, Record
 from tests.fit.conftest import write_spice
 
 SMILES = "[C:1]([O:2][H:6])([H:3])([H:4])[H:5]"
@@ -39,8 +39,9 @@ def xyz(frames, smiles=SMILES, name="methanol"):
     text = ""
     for x, e, f in zip(*frames, strict=True):
         text += "6\nProperties=species:S:1:pos:R:3:forces:R:3 "
-        text += f'energy={float(e) / EV!r} smiles="{smiles}" name={name} pbc="F F F"\n'
-        for symbol, a, b in zip(SYMBOLS, x / constants.ANGSTROM, f / EV * constants.ANGSTROM, strict=True):
+        text += f'energy={float(e) / constants.ELECTRONVOLT!r} smiles="{smiles}" name={name} pbc="F F F"\n'
+        unit = constants.ELECTRONVOLT / constants.ANGSTROM
+        for symbol, a, b in zip(SYMBOLS, x / constants.ANGSTROM, f / unit, strict=True):
             text += " ".join([symbol, *map(repr, map(float, (*a, *b)))]) + "\n"
     return text
 
@@ -247,3 +248,139 @@ def test_names_and_options(frames, tmp_path):
     (tmp_path / "a.dat").write_text("")
     with pytest.raises(InputError, match="the name does not tell its format"):
         read(tmp_path / "a.dat")
+
+
+def test_stereocentres_charges_and_multiplicities_are_compared(tmp_path):
+    smiles = "[C:1]([F:2])([Cl:3])([Br:4])[H:5]"
+    from rdkit.Chem import AllChem
+
+    right = Molecule.from_mapped_smiles(smiles.replace("[C:1]", "[C@:1]"))
+    rdmol = right.to_rdkit()
+    AllChem.EmbedMolecule(rdmol, randomSeed=7)
+    x = rdmol.GetConformer().GetPositions()
+    text = ""
+    for geometry, keys in ((x, ""), (x * [1, 1, -1], ""), (x, "charge=1"), (x, "multiplicity=3"), (x, "charge=0")):
+        text += f'5\nenergy=0.0 name=m smiles="{right.to_smiles(mapped=True)}" {keys}\n'
+        for symbol, position in zip(("C", "F", "Cl", "Br", "H"), geometry, strict=True):
+            text += " ".join([symbol, *map(repr, map(float, position))]) + "\n"
+    (tmp_path / "a.xyz").write_text(text)
+    found = read(tmp_path / "a.xyz", forces=False, strict=False)
+    assert found.records[0].n_conformers == 2
+    words = ["stereocentre C0 of conformer 0 is", "has the charge 1, the SMILES 0", "has the multiplicity 3"]
+    assert [p.record for p in found.rejected] == ["frame 1", "frame 2", "frame 3"]
+    assert all(w in p.reason for w, p in zip(words, found.rejected, strict=True))
+
+
+def test_result_collections_name_the_molecules_of_records(frames, tmp_path):
+    """Records of a server have an id and no SMILES, which QCSubmit's collection has."""
+    results = [result(*frame) | {"id": str(70 + n)} for n, frame in enumerate(zip(*frames, strict=True))]
+    for entry in results:
+        entry["molecule"]["identifiers"] = {}
+    drive = {
+        "schema_name": "qcschema_torsion_drive_output",
+        "id": "99",
+        "keywords": {"dihedrals": [[2, 0, 1, 5]]},
+        "final_energies": {str(a): e / constants.HARTREE for a, e in zip((-60, 60), frames[1], strict=False)},
+        "final_molecules": {str(a): r["molecule"] for a, r in zip((-60, 60), results, strict=False)},
+    }
+    (tmp_path / "records.json").write_text(json.dumps([*results, drive]))
+    ids = [str(70 + n) for n in range(7)] + ["99", "123"]
+    entries = [{"type": "basic", "record_id": identity, "cmiles": SMILES} for identity in ids]
+    collection = {"type": "BasicResultCollection", "entries": {"https://server": entries}, "provenance": {}}
+    (tmp_path / "collection.json").write_text(json.dumps(collection))
+    found = read(tmp_path / "records.json", molecule=str(tmp_path / "collection.json"), forces=False, strict=False)
+    same(found.records[0], frames, 7)
+    assert found.records[1].driven == ((2, 0, 1, 5),) and found.records[1].name == "99"
+    np.testing.assert_allclose(found.records[1].energies, frames[1][:2])
+    assert [p.record for p in found.rejected] == ["result 7 (id 77)", "record 123"]
+    assert "no result collection (molecule) names its id" in found.rejected[0].reason
+    with pytest.raises(InputError, match="holds references to results .9 entries. and no energies.*molecule = this"):
+        read(tmp_path / "collection.json")
+    with pytest.raises(InputError, match="not a result collection of OpenFF QCSubmit"):
+        read(tmp_path / "records.json", molecule=str(tmp_path / "records.json"))
+
+
+def test_what_is_left_of_cut_files_is_read(frames, tmp_path):
+    text = json.dumps([result(*frame) for frame in zip(*frames, strict=True)])
+    (tmp_path / "cut.json").write_text(text[: int(0.7 * len(text))])
+    found = read(tmp_path / "cut.json", strict=False)
+    same(found.records[0], frames, 5)
+    assert [p.record for p in found.rejected] == ["what follows 5 entries"]
+    packed = gzip.compress(text.encode())
+    (tmp_path / "a.json.gz").write_bytes(packed)
+    same(read(tmp_path / "a.json.gz").records[0], frames)
+    (tmp_path / "bom.json").write_text("\ufeff" + text)
+    same(read(tmp_path / "bom.json").records[0], frames)
+    (tmp_path / "cut.json.gz").write_bytes(packed[:-600])
+    found = read(tmp_path / "cut.json.gz", strict=False)
+    assert 0 < found.records[0].n_conformers < 8 and "gzip file is truncated" in found.rejected[0].reason
+    (tmp_path / "a.xyz.gz").write_bytes(gzip.compress(xyz(frames).encode())[:-300])
+    found = read(tmp_path / "a.xyz.gz", strict=False)
+    assert 0 < found.records[0].n_conformers < 8 and "gzip file is truncated" in found.rejected[0].reason
+    for name, content, words in (
+        ("no.json.gz", b"[]", "not a gzip file"),
+        ("a.h5.gz", packed, "spice-hdf5 is not read from a gzip file"),
+        ("empty.json", b"", "not complete JSON"),
+        ("empty.xyz", b"", "there are no records"),
+        ("empty.arrow", b"", "0 rows can be read"),
+        ("empty.h5", b"", "not a readable HDF5 file"),
+        ("bytes.xyz", bytes(range(256)), "cannot be read as text"),
+        ("list.json", b"[1, null]", "not of the expected layout"),
+        ("minus.xyz", b"-2\n\nC 0 0 0\n", "expected a number of atoms, found '-2'"),
+        ("words.json", b'{"qm_molecules": [5]}', "molecule 0: not of the expected layout"),
+        ("angles.json", b'{"qm_torsions": [{"id": 3}]}', "torsion 3: there are no coordinates by angle"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=words):
+            read(tmp_path / name)
+
+
+FACTORS = {"hartree": constants.HARTREE, "eV": constants.ELECTRONVOLT, "kcal/mol": constants.KCAL, "kJ/mol": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("true", "taken"), [("hartree", "kcal/mol"), ("kcal/mol", "hartree"), ("hartree", "eV"), ("kcal/mol", "kJ/mol")]
+)
+def test_energies_in_another_unit_are_rejected_record_by_record(frames, tmp_path, true, taken):
+    x, e, f = frames
+    wrong = e / FACTORS[true] * FACTORS[taken]
+    good = {"smiles": SMILES, "numbers": [6, 8, 1, 1, 1, 1], "positions": x, "energies": e, "forces": f}
+    write_spice(tmp_path / "a.h5", {"good": good, "wrong": good | {"energies": wrong}})
+    found = read(tmp_path / "a.h5", strict=False)
+    assert [r.name for r in found.records] == ["good"] and [p.record for p in found.rejected] == ["wrong"]
+    assert f"as if {true} read as {taken}" in found.rejected[0].reason
+    with pytest.raises(InputError, match="check_units = false"):
+        read(tmp_path / "a.h5")
+    assert len(read(tmp_path / "a.h5", check_units=False).records) == 2
+
+
+def test_relative_energies_are_judged_by_forces_and_bonds(frames):
+    x, e, f = frames
+
+    def judged(energies, forces, x=x):
+        record = Record("m", SMILES, "", x, energies, forces, "here")
+        return [(p.kind, p.reason) for p in energy_units.checked([record]) if isinstance(p, Problem)]
+
+    relative = e - e.min()
+    for forces in (f, None):
+        assert judged(relative, forces) == []
+        assert judged(e, forces) == []
+    [(kind, reason)] = judged(relative * 1000, None)
+    assert kind == "rejected" and "more than 6 bound atoms can" in reason
+    [(kind, reason)] = judged(relative / 627.5, f)
+    assert kind == "rejected" and "bonds and forces need" in reason
+    for factor, words in (
+        (-1.0, "as if gradients read as forces"),
+        (1 / 41.84, "force constant"),
+        (1186, "force constant"),
+    ):
+        [(kind, reason)] = judged(relative, factor * f)
+        assert kind == "rejected" and words in reason
+    turned = geometry() + np.zeros((7, 1, 1))  # the hydroxyl hydrogen about C-O
+    axis, arm = turned[0, 1] - turned[0, 0], turned[0, 5] - turned[0, 1]
+    along = axis * (axis @ arm) / (axis @ axis)
+    for n, angle in enumerate(np.linspace(-1, 1, 7)):
+        across = np.cross(axis, arm) / np.linalg.norm(axis)
+        turned[n, 5] = turned[n, 1] + along + np.cos(angle) * (arm - along) + np.sin(angle) * across
+    [(kind, reason)] = judged(0.01 * np.arange(7.0), None, turned)
+    assert kind == "outlier" and "is their unit right" in reason
