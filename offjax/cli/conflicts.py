@@ -146,7 +146,7 @@ def split(
         smirks = parameter
     else:
         with session.working("gradients of every place"):
-            found = find_conflicts(fit, top=100 if parameter else 10, config=given)
+            found = find_conflicts(fit, config=given, parameter=parameter)
         chosen = [s for s in found.splits if parameter in (None, s.id, s.smirks) and section in (None, s.section)]
         if not chosen:
             raise InputError(f"no split {f'of {parameter} ' if parameter else ''}is expected to lower the objective")

@@ -12,6 +12,9 @@ import typer
 from offjax.cli import options
 from offjax.errors import InputError
 
+NUTS = {"draws": 1000, "chains": 4, "warmup": 200, "seed": 0}
+"""What --nuts takes if nothing else is given."""
+
 
 class Noise(StrEnum):
     """Where the size of the errors of the data comes from."""
@@ -38,12 +41,21 @@ def uncertainty(
     nuts: Annotated[
         bool, typer.Option("--nuts", help="Sample the posterior by the No-U-Turn sampler; for few parameters.")
     ] = False,
-    draws: Annotated[int, typer.Option("--draws", min=4, help="Of --nuts: draws of each chain.")] = 1000,
-    chains: Annotated[int, typer.Option("--chains", min=2, help="Of --nuts: number of chains.")] = 4,
+    draws: Annotated[
+        int | None, typer.Option("--draws", min=4, help=f"Of --nuts: draws of each chain; else {NUTS['draws']}.")
+    ] = None,
+    chains: Annotated[
+        int | None, typer.Option("--chains", min=2, help=f"Of --nuts: number of chains; else {NUTS['chains']}.")
+    ] = None,
     warmup: Annotated[
-        int, typer.Option("--warmup", min=20, help="Of --nuts: transitions before the draws, which find the step size.")
-    ] = 200,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of --nuts.")] = 0,
+        int | None,
+        typer.Option(
+            "--warmup",
+            min=20,
+            help=f"Of --nuts: transitions before the draws, which find the step size; else {NUTS['warmup']}.",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help=f"Of --nuts; else {NUTS['seed']}.")] = None,
     json: options.JsonOption = False,
     debug: options.DebugOption = False,
 ) -> None:
@@ -71,10 +83,14 @@ def uncertainty(
     session.start()
     from offjax.fit import FitConfig, posterior
 
+    settings = {"draws": draws, "chains": chains, "warmup": warmup, "seed": seed}
+    given = {name: value for name, value in settings.items() if value is not None}
+    if given and not nuts:
+        raise InputError(f"--{next(iter(given))} belongs to --nuts: give both or leave it out")
     if nuts:
         if noise is not Noise.scales:
             raise InputError("--nuts samples the objective as it is: --noise scales")
-        _sample(directory, None if config is None else FitConfig.load(config), draws, chains, warmup, seed, json, top)
+        _sample(directory, None if config is None else FitConfig.load(config), NUTS | given, json, top)
         return
     with session.working("the Jacobian of the residuals"):
         found = posterior(directory, noise=noise.value, config=None if config is None else FitConfig.load(config))
@@ -87,7 +103,7 @@ def uncertainty(
             tables.line(f"written: {os.path.relpath(file)}")
 
 
-def _sample(directory: Path, config, draws: int, chains: int, warmup: int, seed: int, json: bool, top: int) -> None:
+def _sample(directory: Path, config, settings: dict[str, int], json: bool, top: int) -> None:
     from offjax.cli import tables
     from offjax.fit import for_terminal, sampling
     from offjax.interop.units import short
@@ -95,9 +111,7 @@ def _sample(directory: Path, config, draws: int, chains: int, warmup: int, seed:
     progress = for_terminal()
     path = directory / "sampling.npz"
     try:
-        found = sampling.nuts(
-            directory, draws=draws, chains=chains, warmup=warmup, seed=seed, config=config, path=path, progress=progress
-        )
+        found = sampling.nuts(directory, config=config, path=path, progress=progress, **settings)
     finally:
         progress.close()
     files = found.write(directory)
@@ -126,8 +140,9 @@ def _sample(directory: Path, config, draws: int, chains: int, warmup: int, seed:
     ]
     tables.show(f"The {len(rows)} of {len(table)} parameters whose chains agree least", columns, rows)
     tables.line(
-        f"{chains} chains of {draws} draws after {warmup} of warm-up: largest R-hat {found.r_hat.max():.3f}, least "
-        f"effective draws {found.effective.min():.0f}, {found.n_divergent} divergent"
+        f"{settings['chains']} chains of {settings['draws']} draws after {settings['warmup']} of warm-up: largest "
+        f"R-hat {found.r_hat.max():.3f}, least effective draws {found.effective.min():.0f}, "
+        f"{found.n_divergent} divergent"
     )
     for file in files:
         tables.line(f"written: {os.path.relpath(file)}")

@@ -49,8 +49,12 @@ class DataSet(_Table):
     include: list[str] = Field(default_factory=list, description="names or wildcards of molecules; empty: all")
     exclude: list[str] = Field(default_factory=list, description="names or wildcards of molecules to leave out")
     weight: Positive = 1.0
-    molecule: str | None = Field(None, description="forcebalance-qdata: mapped SMILES, or a MOL2, SDF or MOL file")
+    molecule: str | None = Field(
+        None,
+        description="forcebalance: mapped SMILES, or a MOL2, SDF or MOL file; qc-json: QCSubmit's result collection",
+    )
     sign: Sign = Field("auto", description="forcebalance-qdata: what stands under FORCES")
+    check_units: bool = Field(True, description="reject records whose energies or forces seem to have another unit")
     on_error: Literal["raise", "report"] = Field(
         "raise", description="what to do with a record that cannot be used: stop, or go on without it and say so"
     )
@@ -235,6 +239,15 @@ class Optimizer(_Table):
     minibatch: Annotated[int, Field(ge=1)] | None = Field(None, description="adam: molecules a step; none: all")
     seed: Annotated[int, Field(ge=0)] = 0
 
+    @pydantic.model_validator(mode="after")
+    def _of_the_method(self):
+        """Options that the method would not look at are refused."""
+        belongs = {"history": "l-bfgs", "learning_rate": "adam", "minibatch": "adam"}
+        for name, method in belongs.items():
+            if self.method != method and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f'{name} belongs to method = "{method}", this is "{self.method}"')
+        return self
+
 
 class Workers(_Table):
     """``[workers]``: processes of a Dask cluster that share the molecules; none unless something is set here."""
@@ -247,6 +260,12 @@ class Workers(_Table):
         description="arguments of LocalCluster or of dask-jobqueue's cluster, as queue and memory",
     )
     shards: Annotated[int, Field(ge=1)] | None = Field(None, description="parts of the molecules; none: count")
+
+    @pydantic.model_validator(mode="after")
+    def _one_cluster(self):
+        if self.address is not None and (self.cluster != "local" or self.options):
+            raise ValueError("address is a cluster that runs already: leave out cluster and options")
+        return self
 
     @property
     def n_shards(self) -> int:
@@ -288,9 +307,6 @@ class FitConfig(_Table):
     def _whole_batches(self):
         if self.workers.n_shards and self.optimizer.minibatch is not None:
             raise ValueError("optimizer.minibatch cannot be combined with [workers]: leave one of them out")
-        kinds = sorted({d.kind for d in self.data} - {"energies", "torsion-profiles"})
-        if kinds and self.optimizer.minibatch is not None:
-            raise ValueError(f"optimizer.minibatch cannot be combined with data of the kind {', '.join(kinds)}")
         return self
 
     @classmethod

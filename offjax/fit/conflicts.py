@@ -34,13 +34,13 @@ import numpy as np
 
 from offjax.assignment import AssignmentMatrix
 from offjax.batch import SystemBatch
-from offjax.errors import UnsupportedError
-from offjax.fit import optimizers
+from offjax.fit import optimizers, targets
 from offjax.fit.config import FitConfig
 from offjax.fit.driver import Prepared
 from offjax.fit.end_point import end_point
 from offjax.fit.environments import SECTIONS, Environments, Place, place
 from offjax.fit.objective import FitData, compiled, residuals, value_and_gradient
+from offjax.fit.targets import components
 from offjax.interop.files import write_atomically
 from offjax.parameters import Label, ParameterSet, Schema
 from offjax.system import System
@@ -196,13 +196,15 @@ def _freed(systems: Sequence[System], chosen: np.ndarray, free: np.ndarray):
     count = 0
     for m, system in enumerate(systems):
         rows.append({})
-        for section in SECTIONS if chosen[m] else ():
-            for attribute, matrix in system.assignment.get(section, {}).items():
-                used = np.isin(matrix.columns, free) & (matrix.values != 0) & system.active[section][matrix.rows]
+        for section in (s for s in SECTIONS if s in system.terms and chosen[m]):
+            term, mine = system.terms[section], free[[old.flat[c].section == section for c in free]]
+            first = np.unique(term.slot, return_index=True)[1]  # of each slot's instances
+            for attribute, matrix in system.assignment[section].items():
+                used = np.isin(matrix.columns, mine) & (matrix.values != 0) & system.active[section][matrix.rows]
                 own = np.unique(matrix.rows[used])
                 rows[m][section, attribute] = own, count + np.arange(len(own))
                 for r, c, v in zip(matrix.rows[used], matrix.columns[used], matrix.values[used], strict=True):
-                    where = place(section, m, system.terms[section].slot_atoms[r])
+                    where = place(section, m, term.atoms[first[r]])
                     slots.append(Slot(position[int(c)], count + int(np.searchsorted(own, r)), float(v), where))
                 count += len(own)
     names = [Label("Slots", "value", n, None, None, None, None, None, "", 1.0, 0.0) for n in range(count)]
@@ -229,10 +231,25 @@ def _corrected(system: System, rows, parameters: ParameterSet) -> System:
     return replace(system, parameters=parameters, assignment=MappingProxyType(assignment))
 
 
-def _curvature(x, direction, data: FitData):
-    """J^T J times a direction."""
-    _, linear = jax.linearize(lambda y: residuals(y, data), x)
-    return jax.linear_transpose(linear, x)(linear(direction))[0]
+def _curvature(x, directions, data: FitData):
+    """J^T J times each of the directions (m, n); minima are found once, and have two linear equations a direction."""
+
+    def everything(y):
+        p = data.at(y)
+        return jnp.concatenate([residuals(y, data), *(c.residuals(p) for c in data.components)])
+
+    _, linear = jax.linearize(everything, x)
+    transposed = jax.linear_transpose(linear, x)
+    return jax.lax.map(lambda v: transposed(linear(v))[0], directions)
+
+
+class Proposal(NamedTuple):
+    """A split to be judged: the free ``entries`` of one parameter, its ``slots``, and those that ``child`` takes."""
+
+    entries: list[int]
+    slots: np.ndarray
+    child: str
+    taken: np.ndarray
 
 
 # --- the analysis ---------------------------------------------------------------------------------------------------
@@ -246,19 +263,23 @@ class _Model:
         free = objective.free
         self.free, self.x, self.n = free, np.asarray(x), len(free)
         systems, parameters, self.slots = _freed(data.systems, data.train, free.selection.indices)
-        batch = SystemBatch.from_systems(systems)
-        targets = replace(data.targets, batch=batch, conformers=batch.pack([r.positions for r in data.records]))
+        packed = targets.build(
+            SystemBatch.from_systems(systems), data.records, data.weights, config.objective, config.relaxation
+        )
         before = free.selection.parameters.schema.size
         count = parameters.schema.size - before
         self.freed = FitData(
-            targets,
+            packed,
             jax.tree.map(jnp.asarray, parameters),
             indices=jnp.concatenate([objective.data.indices, before + jnp.arange(count)]),
             scales=jnp.concatenate([objective.data.scales, jnp.ones(count)]),
             prior=jnp.concatenate([objective.data.prior, jnp.zeros(count)]),
             log=jnp.concatenate([objective.data.log, jnp.zeros(count, bool)]),
             corner=jnp.concatenate([objective.data.corner, jnp.zeros(count)]),
+            components=components.build(systems, data.records, data.weights, config),
         )
+        objective.settle(jnp.asarray(self.x))
+        self.freed = self.freed.begin(objective.data.starts)  # the same minima
         self.start = jnp.concatenate([jnp.asarray(self.x), jnp.zeros(count)])
         value, gradient = jax.device_get(compiled(value_and_gradient)(self.start, self.freed))
         self.value, self.gradient, by_slot = float(value), gradient[: self.n], gradient[self.n :]
@@ -297,18 +318,26 @@ class _Model:
             total -= fall(pull.sum(), curvature) + self.penalty[j]
         return total
 
-    def gain(self, entries: Sequence[int], taken: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        """The expected gain of a split, and where x of parent and child end, each (len(entries),)."""
-        m = len(entries)
-        directions = np.zeros((m, len(self.start)))
-        slope = np.zeros(m)
-        for k, j in enumerate(entries):
-            for s in taken:
-                if self.slots[s].entry == j:
-                    slot = self.slots[s]
-                    directions[k, self.n + slot.correction] += slot.weight * self.factors[j]
-                    slope[k] += self.slopes[s]
-        products = np.array([compiled(_curvature)(self.start, jnp.asarray(d), self.freed) for d in directions])
+    def gains(self, proposals: Sequence[Proposal]) -> list[tuple[float, np.ndarray, np.ndarray]]:
+        """For each split its expected gain, and where x of parent and child end, each (its entries,)."""
+        directions = np.zeros((sum(len(p.entries) for p in proposals), len(self.start)))
+        row = 0
+        for proposal in proposals:
+            for j in proposal.entries:
+                for slot in (self.slots[s] for s in proposal.taken):
+                    if slot.entry == j:
+                        directions[row, self.n + slot.correction] += slot.weight * self.factors[j]
+                row += 1
+        if not proposals:
+            return []
+        products = np.asarray(compiled(_curvature)(self.start, jnp.asarray(directions), self.freed))
+        ends = np.cumsum([len(p.entries) for p in proposals])[:-1]
+        parts = zip(proposals, np.split(directions, ends), np.split(products, ends), strict=True)
+        return [self._gain(*part) for part in parts]
+
+    def _gain(self, proposal: Proposal, directions: np.ndarray, products: np.ndarray):
+        entries, m = proposal.entries, len(proposal.entries)
+        slope = np.array([sum(self.slopes[s] for s in proposal.taken if self.slots[s].entry == j) for j in entries])
         prior = np.zeros((m, self.n))
         prior[range(m), entries] = self.precision[entries]
         xy = products[:, : self.n] + prior
@@ -330,7 +359,7 @@ class _Model:
         return (self.free.theta(whole) - np.asarray(self.free.selection.to_vector()))[entries]
 
 
-def analyse(data: Prepared, config: FitConfig, x, *, top: int = 10) -> Conflicts:
+def analyse(data: Prepared, config: FitConfig, x, *, top: int = 10, parameter: str | None = None) -> Conflicts:
     """Pulls and proposed splits at the point x (n,), in scaled variables.
 
     Parameters
@@ -343,20 +372,9 @@ def analyse(data: Prepared, config: FitConfig, x, *, top: int = 10) -> Conflicts
         The end point of a fit; elsewhere the quadratic model has far to go.
     top
         How many splits to propose, at most one a parameter.
-
-    Raises
-    ------
-    UnsupportedError
-        The fit has relaxed torsion profiles, or data of other kinds than energies.
+    parameter
+        Id or SMIRKS of the only parameter to propose splits of; None: all.
     """
-    if data.components:
-        kinds = ", ".join(component.kind for component in data.components)
-        raise UnsupportedError(f"conflicts of data of the kind {kinds} are not supported: leave them out")
-    if data.targets.relaxation is not None:
-        raise UnsupportedError(
-            'conflicts of relaxed torsion profiles (kind = "torsion-profiles") are not supported: leave them out, '
-            'or read them with kind = "energies"'
-        )
     with jax.enable_x64(True):
         model = _Model(data, config, x)
         labels = model.free.selection.labels
@@ -371,19 +389,22 @@ def analyse(data: Prepared, config: FitConfig, x, *, top: int = 10) -> Conflicts
         candidates = []
         for key in by_row:
             entries, slots = rows[key], np.array(by_row[key])
+            if parameter not in (None, labels[entries[0]].id, labels[entries[0]].smirks):
+                continue
             least = [
                 max(pair) for pair in zip(*(limits[model.free.selection.indices[j]] for j in entries), strict=True)
             ]
             found = _candidates(environments, model, labels[entries[0]], slots, least)
-            ranked = sorted(((model.rank(entries, slots, taken), child, taken) for child, taken in found), reverse=True,
-                            key=lambda c: c[0])  # fmt: skip
+            ranked = sorted(
+                ((model.rank(entries, slots, taken), child, taken) for child, taken in found), key=lambda c: -c[0]
+            )
             if ranked:
-                candidates.append((ranked[0][0], entries, slots, ranked[:EVALUATED]))
+                best = [Proposal(entries, slots, child, taken) for _, child, taken in ranked[:EVALUATED]]
+                candidates.append((ranked[0][0], best))
         candidates.sort(key=lambda c: -c[0])
-        splits = []
-        for _, entries, slots, ranked in candidates[:top]:
-            computed = [_split(model, data, entries, slots, child, taken) for _, child, taken in ranked]
-            splits.append(max(computed, key=lambda split: split.gain))
+        proposals = [proposal for _, best in candidates[:top] for proposal in best]
+        judged = iter([_split(model, data, p, *g) for p, g in zip(proposals, model.gains(proposals), strict=True)])
+        splits = [max((next(judged) for _ in best), key=lambda split: split.gain) for _, best in candidates[:top]]
         pulls = [
             _pull(model, data, j, by_row[label.section, label.row])
             for j, label in enumerate(labels)
@@ -416,10 +437,8 @@ def _candidates(environments: Environments, model: _Model, label: Label, slots: 
             yield child, np.array([s for s in slots if model.slots[s].place in taken])
 
 
-def _split(
-    model: _Model, data: Prepared, entries: list[int], slots: np.ndarray, child: str, taken: np.ndarray
-) -> Split:
-    gain, parent_x, child_x = model.gain(entries, taken)
+def _split(model: _Model, data: Prepared, proposal: Proposal, gain: float, parent_x, child_x) -> Split:
+    entries, slots, child, taken = proposal
     labels = [model.free.selection.labels[j] for j in entries]
     places = {model.slots[s].place for s in taken}
 
@@ -457,15 +476,17 @@ def _pull(model: _Model, data: Prepared, j: int, slots: Sequence[int]) -> Pull:
     )
 
 
-def find_conflicts(fit, *, top: int = 10, config: FitConfig | None = None, progress=None) -> Conflicts:
+def find_conflicts(
+    fit, *, top: int = 10, config: FitConfig | None = None, progress=None, parameter: str | None = None
+) -> Conflicts:
     """Pulls and proposed splits of a fit.
 
     Parameters
     ----------
     fit, config, progress
         See :func:`offjax.fit.end_point.end_point`.
-    top
-        How many splits to propose, at most one a parameter.
+    top, parameter
+        See :func:`analyse`.
     """
     config, data, x = end_point(fit, config, progress)
-    return analyse(data, config, x, top=top)
+    return analyse(data, config, x, top=top, parameter=parameter)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,22 @@ class Shard:
         return FitObjective(packed, self.free, 0.0, components=others)
 
 
+class _Terms(NamedTuple):
+    """The sums of squares of a shard for energies and forces with the number of failed minimisations; each molecule's
+    energies and forces; its components by kind, with their members.
+    """
+
+    sums: list[Any]
+    energies: list[np.ndarray]
+    forces: list[np.ndarray]
+    components: dict[str, tuple[tuple[int, ...], ComponentParts]]
+
+    @property
+    def value(self) -> float:
+        """What the shard adds to f."""
+        return sum(self.sums[:2]) + sum(at.value for _, at in self.components.values())
+
+
 def evaluate(path: str, method: str, x: np.ndarray) -> Any:
     """On a worker: one method of a shard's objective, as NumPy arrays."""
     with jax.enable_x64(True):
@@ -68,17 +84,24 @@ def _objective(path: str) -> FitObjective:
     return cloudpickle.loads(Path(path).read_bytes()).objective()
 
 
-def parts(path: str, x: np.ndarray) -> tuple[list[float], list[np.ndarray], list[np.ndarray], dict[str, Any]]:
-    """On a worker: a shard's sums of squares for energies and forces with the number of failed minimisations, each
-    molecule's energies and forces, and its components by kind, with their members.
-    """
-    found = evaluate(path, "parts", x)
+def parts(path: str, x: np.ndarray) -> _Terms:
+    """On a worker: the terms of a shard."""
+    return _terms(path, evaluate(path, "parts", x))
+
+
+def parts_and_gradient(path: str, x: np.ndarray) -> tuple[_Terms, np.ndarray]:
+    """On a worker: the terms of a shard, and its gradient."""
+    found, gradient = evaluate(path, "parts_and_gradient", x)
+    return _terms(path, found), gradient
+
+
+def _terms(path: str, found: Parts) -> _Terms:
     data = _objective(path).data
     packed = data.targets
     energies, forces = (packed.batch.unpack(v, packed.conformers) for v in (found.energies, found.forces))
     pairs = zip(data.components, found.components, strict=True)
     others = {component.kind: (component.members, at._replace(found=None)) for component, at in pairs}
-    return [found.energy, found.force, found.unconverged], energies, forces, others
+    return _Terms([found.energy, found.force, found.unconverged], energies, forces, others)
 
 
 class DistributedObjective(FitObjective):
@@ -89,7 +112,10 @@ class DistributedObjective(FitObjective):
     with one of them.
     """
 
-    starts = None
+    starts = ()
+
+    def settle(self, x) -> None:
+        """Nothing: see above."""
 
     def __init__(
         self, whole: targets.Targets, free: FreeParameters, prior_weight: float, components, shards, files, client
@@ -97,18 +123,23 @@ class DistributedObjective(FitObjective):
         super().__init__(whole, free, prior_weight, components=components)
         self.shards, self.files, self.client = shards, files, client
         self.scalar = self._traceable()
-        self._point, self._found = b"", dict[Any, list[Any]]()
+        self._points: list[tuple[bytes, dict[Any, list[Any]]]] = []
+
+    def _at(self, x: np.ndarray) -> dict[Any, list[Any]]:
+        """What was computed at a point; that of two points is remembered, as in :meth:`FitObjective.parts`."""
+        point = x.tobytes()
+        known = next((item for item in self._points if item[0] == point), (point, {}))
+        self._points = [known, *(item for item in self._points if item[0] != point)][:2]
+        return known[1]
 
     def _all(self, function, x, *arguments) -> list[Any]:
-        """The results of all shards, in their order; those of the last point are remembered."""
+        """The results of all shards, in their order."""
         x = np.asarray(x, dtype=np.float64)
-        if self._point != x.tobytes():
-            self._point, self._found = x.tobytes(), {}
-        key = function, arguments
-        if key not in self._found:
+        found, key = self._at(x), (function, arguments)
+        if key not in found:
             tasks = [self.client.submit(function, file, *arguments, x, pure=False) for file in self.files]
-            self._found[key] = self.client.gather(tasks)
-        return self._found[key]
+            found[key] = self.client.gather(tasks)
+        return found[key]
 
     def _priors(self, x) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """The residuals of the priors and their derivatives."""
@@ -118,9 +149,9 @@ class DistributedObjective(FitObjective):
         """f(x) and its gradient."""
         if data is not None and data is not self.data:
             raise UnsupportedError("workers share whole batches only; leave out optimizer.minibatch or [workers]")
-        found = self._all(evaluate, x, "value_and_gradient")
+        found = self._all(parts_and_gradient, x)
         residual, slope = self._priors(x)
-        value = sum(v for v, _ in found) + 0.5 * np.sum(residual**2)
+        value = sum(terms.value for terms, _ in found) + 0.5 * np.sum(residual**2)
         return jnp.asarray(value), jnp.asarray(sum(g for _, g in found) + slope * residual)
 
     def gauss_newton(self, x):
@@ -136,19 +167,22 @@ class DistributedObjective(FitObjective):
 
     def parts(self, x) -> Parts:
         """The terms of f, and energies and forces of all molecules in the layout of the whole batch."""
-        found = self._all(parts, x)
+        known = self._at(np.asarray(x, dtype=np.float64)).get((parts_and_gradient, ()))
+        found = self._all(parts, x) if known is None else [terms for terms, _ in known]
         whole = self.data.targets
         order = np.argsort(np.concatenate(self.shards))
 
-        def flat(k):
-            molecules = [v for part in found for v in part[k]]
+        def flat(quantity):
+            molecules = [v for terms in found for v in getattr(terms, quantity)]
             return jnp.asarray(whole.batch.flatten([molecules[m] for m in order], whole.conformers))
 
-        sums = zip(*(part[0] for part in found), strict=True)
+        sums = zip(*(terms.sums for terms in found), strict=True)
         energy, force, unconverged = (jnp.asarray(sum(column)) for column in sums)
         prior = jnp.asarray(0.5 * np.sum(self._priors(x)[0] ** 2))
-        others = tuple(self._merged(component, [part[3] for part in found]) for component in self.data.components)
-        return Parts(energy, force, prior, flat(1), flat(2), None, unconverged, others)
+        others = tuple(
+            self._merged(component, [terms.components for terms in found]) for component in self.data.components
+        )
+        return Parts(energy, force, prior, flat("energies"), flat("forces"), None, unconverged, others)
 
     def component_normals(self, x):
         """Workers add up all kinds of data."""

@@ -100,14 +100,13 @@ def _run(config: FitConfig, resume: bool, progress: Silent, stack: contextlib.Ex
     kept = Kept.first(x, None)
     if stored is None:
         log.add(data.entry(objective, optimizer.x(state), 0, None, time.perf_counter() - clock))
-        _settle(objective, optimizer.x(state))
+        objective.settle(optimizer.x(state))
         kept = Kept.first(optimizer.x(state), log.history[-1]["validation_loss"])
         checkpoint = (state, kept, objective.starts)
         Checkpoint.of(checkpoint, 0, config.canonical(), data.digest, log.history).save(path)
     else:
         state, kept, starts = stored.restore((state, kept, objective.starts), path)
-        if starts is not None:
-            objective.starts = starts
+        objective.starts = starts
         clock -= log.history[-1]["seconds"]
         stopped = log.history[-1]["stop"]
     progress.iteration(log.history[-1], config.optimizer.max_iterations)
@@ -125,8 +124,8 @@ def _run(config: FitConfig, resume: bool, progress: Silent, stack: contextlib.Ex
                 state, info = optimizer.step(objective, state)
                 seconds = time.perf_counter() - clock
                 log.add(data.entry(objective, optimizer.x(state), iteration, info, seconds))
-                _settle(objective, optimizer.x(state))
                 if info.accepted:
+                    objective.settle(optimizer.x(state))
                     kept = kept.after(optimizer.x(state), log.history[-1]["validation_loss"])
                 checkpoint = (state, kept, objective.starts)
                 Checkpoint.of(checkpoint, iteration, config.canonical(), data.digest, log.history).save(path)
@@ -141,12 +140,6 @@ def _run(config: FitConfig, resume: bool, progress: Silent, stack: contextlib.Ex
             known = state.hessian if np.array_equal(kept.x, optimizer.x(state)) else None
             uncertainty.from_gauss_newton(objective, kept.x, known).write(directory)
     return result
-
-
-def _settle(objective: FitObjective, x) -> None:
-    """The next minimisations begin at the minima that belong to x."""
-    if objective.starts is not None:
-        objective.starts = objective.parts(x).positions
 
 
 def make_optimizer(config: FitConfig) -> optimizers.Optimizer:
@@ -188,6 +181,11 @@ class Prepared:
 
     def objective(self, config: FitConfig) -> FitObjective:
         """The function to minimise."""
+
+        def subset(members: np.ndarray, factor: float) -> tuple[Component, ...]:
+            systems, records = ([own[m] for m in members] for own in (self.systems, self.records))
+            return components.build(systems, records, factor * self.weights[members], config)
+
         return FitObjective(
             self.targets,
             self.free,
@@ -196,6 +194,7 @@ class Prepared:
             np.flatnonzero(self.train),
             config.optimizer.seed,
             self.components,
+            subset,
         )
 
     def unpack(self, parts) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -365,6 +364,7 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
             strict=data.on_error == "raise",
             molecule=data.molecule,
             sign=data.sign,
+            check_units=data.check_units,
         )
         problems += found.problems
         chosen = _points(found.records, data, problems)

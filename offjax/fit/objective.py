@@ -13,10 +13,10 @@ priors, weights and starting values are its arguments, so that changing them com
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +69,24 @@ class FitData:
         corner = jnp.where(l1, self.corner, 1.0)
         bent = jnp.sqrt(2 * corner / L1_CORNER / (jnp.sqrt(x**2 + corner**2) + corner))
         return self.prior * x * jnp.where(l1, bent, 1.0)
+
+    @property
+    def starts(self) -> tuple[Array | None, ...]:
+        """Where minimisations begin, (n_rows, 3) nm: those of torsion profiles and of each component, None without."""
+        how = self.targets.relaxation
+        return (None if how is None else how.starts, *(c.target.starts for c in self.components))
+
+    def begin(self, starts: Sequence[Array | None]) -> FitData:
+        """The same with other ``starts``; what is None there stays."""
+        packed, (profiles, *others) = self.targets, starts
+        if packed.relaxation is not None and profiles is not None:
+            packed = replace(packed, relaxation=replace(packed.relaxation, starts=profiles))
+
+        def begun(component: Component, own: Array | None) -> Component:
+            target: Any = component.target
+            return component if own is None else replace(component, target=replace(target, starts=own))
+
+        return replace(self, targets=packed, components=tuple(map(begun, self.components, others)))
 
     def priors(self, x: Float[Array, " n"]) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
         """The residuals of the priors and their derivatives in x."""
@@ -192,6 +210,17 @@ def gauss_newton_relaxed(x, data: FitData, found: Evaluated, plain: PlainBatch):
     return value, gradient, hessian
 
 
+def parts_and_gradient(x, data: FitData) -> tuple[Parts, Float[Array, " n"]]:
+    """The terms of f and its gradient."""
+
+    def both(y):
+        found = parts(y, data)
+        return found.value, found
+
+    (_, found), gradient = jax.value_and_grad(both, has_aux=True)(x)
+    return found, gradient
+
+
 value_and_gradient = jax.value_and_grad(scalar)
 
 
@@ -201,10 +230,21 @@ def compiled(function: Callable) -> Callable:
     return jax.jit(function, compiler_options=compiler_options())
 
 
+class _Known(NamedTuple):
+    """What was computed at a point; ``gradient`` may not have been."""
+
+    data: FitData
+    point: bytes
+    parts: Parts
+    gradient: Array | None
+
+
 class FitObjective:
     """f for one data set and one choice of free parameters: an optimisers' Problem.
 
-    ``lower`` and ``upper`` (n,) are the bounds of x; ``start`` (n,) the free entries at x = 0 in MD units.
+    ``lower`` and ``upper`` (n,) are the bounds of x; ``start`` (n,) the free entries at x = 0 in MD units. ``subset``
+    makes the components of some molecules, their weights multiplied by a factor: minibatches need it where there are
+    components.
     """
 
     scalar = staticmethod(scalar)
@@ -218,8 +258,9 @@ class FitObjective:
         training: np.ndarray | None = None,
         seed: int = 0,
         components: tuple[Component, ...] = (),
+        subset: Callable[[np.ndarray, float], tuple[Component, ...]] | None = None,
     ):
-        self.free = free
+        self.free, self._subset = free, subset
         self.start, self.scales = np.asarray(free.selection.to_vector()), free.scales
         self.lower, self.upper = free.x(free.lower), free.x(free.upper)
         prior = np.sqrt(prior_weight) * np.where(np.isinf(free.widths), 0.0, self.scales / free.widths)
@@ -230,7 +271,7 @@ class FitObjective:
         self.data = FitData(targets, whole, indices, *map(jnp.asarray, arrays), components)
         self.minibatch, self.seed = minibatch, seed
         self.training = np.arange(0) if training is None else np.asarray(training)
-        self._last: list[tuple[FitData, bytes, Parts]] = []
+        self._last: list[_Known] = []
 
     def theta(self, x) -> np.ndarray:
         """The free entries at x, MD units, on the host; bounds hold to the last bit and x = 0 is the start exactly."""
@@ -242,7 +283,17 @@ class FitObjective:
 
     def value_and_gradient(self, x, data: FitData | None = None):
         """f(x) and its gradient by reverse mode, of all training data or of one minibatch."""
-        return compiled(value_and_gradient)(x, self.data if data is None else data)
+        if data is not None and data is not self.data:
+            return compiled(value_and_gradient)(x, data)
+        known = self._known(x)
+        if known is None or known.gradient is None:
+            known = _Known(self.data, np.asarray(x).tobytes(), *self.parts_and_gradient(x))
+        self._remember(known)
+        return known.parts.value, known.gradient
+
+    def parts_and_gradient(self, x) -> tuple[Parts, Float[Array, " n"]]:
+        """The terms of f and its gradient, of all training data at once."""
+        return compiled(parts_and_gradient)(x, self.data)
 
     def gauss_newton(self, x):
         """f, J^T r and J^T J."""
@@ -269,15 +320,33 @@ class FitObjective:
 
     def parts(self, x) -> Parts:
         """The terms of f, and energies and forces of all molecules, held-out ones too."""
-        if self.data.targets.relaxation is None and not self.data.components:
-            return compiled(parts)(x, self.data)
+        known = self._known(x) or _Known(self.data, np.asarray(x).tobytes(), compiled(parts)(x, self.data), None)
+        self._remember(known)
+        return known.parts
+
+    def _known(self, x) -> _Known | None:
         point = np.asarray(x).tobytes()
-        known = next((item for item in self._last if item[0] is self.data and item[1] == point), None)
-        if known is None:
-            known = self.data, point, compiled(parts)(x, self.data)
+        return next((item for item in self._last if item.data is self.data and item.point == point), None)
+
+    def _remember(self, known: _Known) -> None:
         # two points: the one that an optimiser stands at is asked for again after a trial that is rejected
-        self._last = [known, *(item for item in self._last if item is not known)][:2]
-        return known[2]
+        self._last = [known, *(item for item in self._last if item.point != known.point)][:2]
+
+    @cached_property
+    def _parts(self) -> list[FitData]:
+        """The minibatches of all epochs, each with its share of every kind of data."""
+        assert self._subset is not None and self.minibatch is not None
+        n = -(-len(self.training) // self.minibatch)
+        order = np.random.default_rng(self.seed).permutation(self.training)
+        kind = np.zeros(1 + int(self.training.max()), int)
+        for number, component in enumerate(self.data.components, start=1):
+            kind[[m for m in component.members if m < len(kind)]] = number
+        order = order[np.argsort(kind[order], kind="stable")]
+        found = []
+        for members in (np.sort(order[i::n]) for i in range(n)):
+            packed = self.data.targets.select(members.tolist(), np.full(len(members), float(n)))
+            found.append(replace(self.data, targets=packed, components=self._subset(members, float(n))))
+        return found
 
     @cached_property
     def has_conformers(self) -> bool:
@@ -290,28 +359,37 @@ class FitObjective:
         return self.data.targets.batch.plain(self.data.targets.conformers)
 
     @property
-    def starts(self):
-        """Where the minimisations of torsion profiles begin, (n_rows, 3) nm; None without any. To be kept in a
-        checkpoint: minima depend on it, to within their tolerance."""
-        how = self.data.targets.relaxation
-        return None if how is None else how.starts
+    def starts(self) -> tuple[Array | None, ...]:
+        """:attr:`FitData.starts`; to be kept in a checkpoint: minima depend on it, to within their tolerance."""
+        return self.data.starts
 
     @starts.setter
     def starts(self, positions):
-        how = self.data.targets.relaxation
-        assert how is not None
-        self.data = replace(self.data, targets=replace(self.data.targets, relaxation=replace(how, starts=positions)))
+        self.data = self.data.begin(positions)
+
+    def settle(self, x) -> None:
+        """The next minimisations begin at the minima that belong to x."""
+        found = self.parts(x)
+        minima = (found.positions, *(c.found and c.found.positions for c in found.components))
+        if any(own is not None for own in minima):
+            known, self.starts = self._known(x), minima
+            if known is not None and not found.failures:  # minima that are begun at stay
+                self._last = [known._replace(data=self.data)]
 
     def minibatches(self, epoch: int) -> list[FitData]:
         """The training molecules of an epoch in an order given by seed and epoch, in parts of ``minibatch`` molecules.
 
-        Each part is so weighted that the mean of f over the parts is f, priors included.
+        Each part is so weighted that the mean of f over the parts is f, priors included. With components the parts are
+        the same in every epoch, and only their order changes: each has arrays of other sizes, and a program of its own.
         """
         if self.minibatch is None or self.minibatch >= len(self.training):
             return [self.data]
         k, m = self.minibatch, len(self.training)
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.training)
         n = -(-m // k)
+        random = np.random.default_rng([self.seed, epoch])
+        if self.data.components:
+            return [self._parts[i] for i in random.permutation(n)]
+        order = random.permutation(self.training)
         # the last part is filled with molecules of weight 0: all parts have one shape
         filled, weights = np.resize(order, n * k), np.where(np.arange(n * k) < m, float(n), 0.0)
         parts = zip(filled.reshape(n, k), weights.reshape(n, k), strict=True)

@@ -144,4 +144,5 @@ def test_a_broken_configuration_names_file_and_key(run, tmp_path):
 
 def test_the_sampler_takes_the_noise_of_the_objective(run):
     _one_line(run("uncertainty", "out", "--nuts", "--noise", "residuals"), "--nuts samples the objective as it is")
+    _one_line(run("uncertainty", "out", "--draws", "50"), "--draws belongs to --nuts")
     _one_line(run("uncertainty", "out", "--nuts"), "result.h5: no such file")

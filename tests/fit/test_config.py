@@ -60,6 +60,12 @@ BROKEN = {
         '"newton"',
         ["line 24", "optimizer.method", "'levenberg-marquardt', 'l-bfgs' or 'adam'", "'newton'"],
     ),
+    "option of another method": ('"l-bfgs"', '"l-bfgs"\nminibatch = 4', ["optimizer", 'belongs to method = "adam"']),
+    "two clusters": (
+        'method = "l-bfgs"',
+        'method = "l-bfgs"\n[workers]\naddress = "tcp://h:1"\ncluster = "slurm"',
+        ["workers", "address is a cluster that runs already"],
+    ),
     "missing key": ('prior = "10%"', "", ["parameters[1].prior", "required"]),
     "missing data": ('[[data]]\npath = "data.h5"', "", ["data", "required"]),
     "negative prior": ("prior = 0.02", "prior = -1", ["line 14", "parameters[2].prior", "positive number", "-1"]),

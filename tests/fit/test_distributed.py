@@ -53,8 +53,9 @@ def test_a_point_is_computed_once(both, monkeypatch):
     np.testing.assert_allclose(jax.jit(shared.scalar)(x, None), value, rtol=1e-12)
     shared.value_and_gradient(x)
     assert len(submitted) == 6
-    shared.value(x + 0.01)
-    assert shared.value(x) == value and len(submitted) == 12
+    shared.value_and_gradient(x + 0.01)  # its terms come with it; the point before is remembered
+    assert shared.value(x + 0.01) == sum(shared.parts(x + 0.01)[:3]) and len(submitted) == 9
+    assert shared.value(x) == value and len(submitted) == 9
 
 
 def test_a_dead_worker_costs_its_tasks_only(both):
@@ -64,7 +65,8 @@ def test_a_dead_worker_costs_its_tasks_only(both):
     pids = shared.client.run(os.getpid)
     assert len(set(pids.values()) - {os.getpid()}) == 2
     os.kill(next(iter(pids.values())), signal.SIGKILL)
-    shared.gauss_newton(x + 1.0)  # only the last point is remembered
+    for away in (1.0, 2.0):  # the last two points are remembered
+        shared.gauss_newton(x + away)
     for a, b in zip(before, shared.gauss_newton(x), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -80,6 +82,6 @@ def test_a_whole_fit(method, make_config):
 
 def test_errors_name_the_key(make_config):
     with pytest.raises(InputError, match=r"minibatch cannot be combined with \[workers\]"):
-        FitConfig.load(make_config(extra=WORKERS + "\n").with_suffix(".toml"), {"optimizer.minibatch": 2})
+        FitConfig.load(make_config(method="adam", extra=WORKERS), {"optimizer.minibatch": 2})
     with pytest.raises(InputError, match="workers.address"):
         run(FitConfig.load(make_config(extra='\n[workers]\naddress = "tcp://127.0.0.1:1"\n')))

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 
+from offjax.fit.objective import L1_CORNER, FitData
 from offjax.fit.optimizers import LBFGS, Adam, LevenbergMarquardt
 
 SOLVERS = {
@@ -58,7 +60,22 @@ def rosenbrock(x):
     return jnp.stack([3 * (x[1] - x[0] ** 2), 1 - x[0]])
 
 
+LASSO = FitData(None, None, None, None, prior=np.ones(2), log=None, corner=np.full(2, L1_CORNER))
+"""An l1 prior of width 1 on two variables."""
+
+
+def lasso(x):
+    """Data at 1.5 and 0.3: without rounding the minimum is (0.5, 0)."""
+    return jnp.concatenate([x - np.array([1.5, 0.3]), LASSO.prior_residuals(x)])
+
+
+def shrunk(a):
+    """The root of x + x / (x^2 + L1_CORNER^2)^(1/2) = a."""
+    return brentq(lambda x: x + x / np.hypot(x, L1_CORNER) - a, 0.0, a, xtol=1e-14)
+
+
 PROBLEMS = {
+    "l1 prior": (lasso, [-inf, -inf], [inf, inf], [shrunk(1.5), shrunk(0.3)]),
     "linear": (linear, [-inf, -inf], [inf, inf], [0.7, -0.4]),
     "Rosenbrock": (rosenbrock, [-inf, -inf], [inf, inf], [1.0, 1.0]),
     "lower bound active": (linear, [-inf, -0.1], [inf, inf], [HELD, -0.1]),
@@ -85,7 +102,7 @@ def solve(solver, problem, x, iterations):
 def test_finds_the_minimum_within_bounds(solver, problem):
     optimizer, iterations, accuracy = SOLVERS[solver]
     residuals, lower, upper, minimum = PROBLEMS[problem]
-    if solver == "adam" and problem == "Rosenbrock":
+    if solver == "adam" and problem in ("Rosenbrock", "l1 prior"):
         accuracy = 0.1
     with jax.enable_x64(True):
         task = Problem(residuals, lower, upper)

@@ -13,7 +13,7 @@ import pytest
 
 import offjax
 from offjax import constants
-from offjax.fit import FitConfig, FitResult, distributed, run, summary, uncertainty
+from offjax.fit import FitConfig, FitResult, conflicts, distributed, run, summary, uncertainty
 from offjax.fit import config as fit_config
 from offjax.fit.driver import prepare
 from offjax.fit.result import MoleculeResult
@@ -202,6 +202,26 @@ def test_optimized_geometries(minima, tmp_path):
         posterior = uncertainty.laplace(objective, x)
         assert [kind.name for kind in posterior.kinds] == ["optimized-geometries"]
         np.testing.assert_allclose(posterior.fitted, objective.gauss_newton(x)[2], rtol=1e-9)
+        check_pulls(data, chosen, x, objective.gauss_newton(x)[1])
+
+        # the next minimisations begin at these minima, and stay there
+        before = objective.parts(x)
+        objective.settle(x)
+        assert objective.parts(x) is before
+        for shift in (0.1, 0.2):
+            objective.parts(x + shift)
+        again = objective.parts(x)
+        assert again is not before and float(again.value) == float(before.value)
+        np.testing.assert_array_equal(again.components[0].found.positions, objective.starts[1])
+
+
+def check_pulls(data, chosen, x, gradient):
+    """The pulls of all places add up to minus the gradient of what has no prior."""
+    pulls = conflicts.analyse(data, chosen, x, top=0).pulls
+    slopes = dict(zip(map(str, data.free.selection.labels), np.asarray(gradient), strict=True))
+    assert {str(p.label) for p in pulls} == set(slopes)
+    for pull in pulls:
+        assert -(pull.up + pull.down) == pytest.approx(slopes[str(pull.label)], rel=1e-6, abs=1e-7)
 
 
 @pytest.mark.slow
@@ -366,6 +386,19 @@ def check_shards(data, chosen, whole, x):
             np.testing.assert_allclose(a.errors[quantity], squares)
 
 
+def check_minibatches(data, chosen, whole, x):
+    """The mean over the parts of an epoch is the objective; each has a share of every kind."""
+    adam = chosen.optimizer.model_copy(update={"method": "adam", "minibatch": 2})
+    objective = data.objective(chosen.model_copy(update={"optimizer": adam}))
+    parts = objective.minibatches(0)
+    assert [[c.kind for c in part.components] for part in parts] == [[c.kind for c in whole.data.components]] * 2
+    found = [objective.value_and_gradient(x, part) for part in parts]
+    value, gradient = whole.value_and_gradient(x)
+    assert float(sum(v for v, _ in found)) / 2 == pytest.approx(float(value))
+    np.testing.assert_allclose(sum(g for _, g in found) / 2, gradient, rtol=1e-9, atol=1e-9)
+    assert {id(part) for part in objective.minibatches(1)} == set(map(id, parts))
+
+
 def test_interaction_energies_and_electrostatic_potentials(dimers, tmp_path):
     path, interaction = dimers
     kinds = ["interaction-energies", "electrostatic-potentials"]
@@ -392,6 +425,13 @@ def test_interaction_energies_and_electrostatic_potentials(dimers, tmp_path):
         assert objective.parts(x) is here  # where an optimiser stands after a trial that is rejected
         check_derivatives(objective, x)
         check_shards(data, chosen, objective, x)
+        check_minibatches(data, chosen, objective, x)
+        # charges have no places; the oxygen of water has one in each dimer, and only one dimer's energies count
+        found = conflicts.analyse(data, chosen, x, top=0)
+        [pull], labels = found.pulls, list(data.free.selection.labels)
+        slope = objective.value_and_gradient(x)[1][labels.index(pull.label)]
+        assert -(pull.up + pull.down) == pytest.approx(float(slope), rel=1e-6)
+        assert {atoms for _, atoms, _ in pull.places} == {(0,)} and len(found.left_out) == len(labels) - 1
 
     result = run(chosen)
     np.testing.assert_allclose(

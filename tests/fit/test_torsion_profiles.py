@@ -7,9 +7,9 @@ import pytest
 
 import offjax
 from offjax import constants
-from offjax.errors import UnsupportedError
-from offjax.fit import FitConfig, conflicts, run, uncertainty
+from offjax.fit import FitConfig, conflicts, find_conflicts, run, uncertainty
 from offjax.fit.driver import prepare
+from offjax.fit.split import refit_files, split
 from offjax.interop.torsiondrives import dihedrals
 
 pa = pytest.importorskip("pyarrow")
@@ -17,6 +17,14 @@ pa = pytest.importorskip("pyarrow")
 SMILES = "[C:1]([O:2][H:6])([H:3])([H:4])[H:5]"
 DRIVEN = (2, 0, 1, 5)
 ANGLES = (60.0, 120.0, 150.0, 180.0, -90.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """The programs here are many and run for milliseconds: they are not optimised."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def turned(x, angle):
@@ -36,35 +44,43 @@ def changed(p):
     return p.replace("ProperTorsions", "k", 1.6 * np.asarray(p["ProperTorsions"]["k"]))
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """A drive of methanol: geometries and energies of changed parameters."""
+def profile(smiles, force_field, change=lambda p: p):
+    """A row of a drive: geometries and energies of a force field with changed parameters."""
     from openff.toolkit import Molecule
 
     with jax.enable_x64(True):
-        molecule = Molecule.from_mapped_smiles(SMILES)
+        molecule = Molecule.from_mapped_smiles(smiles)
         molecule.assign_partial_charges("gasteiger")
         molecule.generate_conformers(n_conformers=1)
         system = offjax.System.from_smirnoff(
-            "openff-2.2.1.offxml", molecule, charge_from_molecules=[molecule]
+            force_field, molecule, charge_from_molecules=[molecule]
         ).without_constraints()
         x = molecule.conformers[0].m_as("nanometer")
         batch = offjax.SystemBatch.from_systems([system])
         conformers = batch.pack([np.stack([turned(x, a) for a in ANGLES])])
         frozen = np.tile(np.isin(np.arange(6), DRIVEN), len(ANGLES))
-        found = batch.minimize(changed(system.parameters), conformers, frozen=frozen, tolerance=1e-6)
+        found = batch.minimize(change(system.parameters), conformers, frozen=frozen, tolerance=1e-6)
         assert np.all(found.converged)
-    path = tmp_path_factory.mktemp("drive") / "drive.arrow"
-    row = {
-        "smiles": SMILES,
+    return {
+        "smiles": smiles,
         "coords": (np.asarray(found.positions).ravel() / constants.ANGSTROM).tolist(),
         "energy": ((np.asarray(found.energies) - 3e5) / constants.KCAL).tolist(),
         "forces": None,
     }
-    content = pa.Table.from_pylist([row])
+
+
+def write(path, rows):
+    """An Arrow file as descent writes them."""
+    content = pa.Table.from_pylist(rows)
     with pa.ipc.new_stream(str(path), content.schema) as writer:
         writer.write_table(content)
     return path
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A drive of methanol with changed parameters."""
+    return write(tmp_path_factory.mktemp("drive") / "drive.arrow", [profile(SMILES, "openff-2.2.1.offxml", changed)])
 
 
 def config(table, directory, iterations=8):
@@ -109,8 +125,14 @@ def test_the_jacobian_of_relaxed_energies_is_exact(table, tmp_path):
         np.testing.assert_allclose(found.fitted, hessian, rtol=1e-9, atol=1e-9 * np.abs(hessian).max())
         assert [(kind.name, kind.n_residuals) for kind in found.kinds] == [("energy", len(ANGLES) - 1)]
         assert found.kinds[0].sum_of_squares == pytest.approx(2 * float(objective.parts(x).energy))
-        with pytest.raises(UnsupportedError, match="conflicts of relaxed torsion profiles"):
-            conflicts.analyse(data, chosen, x)
+
+        pulls = conflicts.analyse(data, chosen, x, top=0).pulls
+        by_label = dict(zip(map(str, data.free.selection.labels), gradient - objective.data.prior**2 * x, strict=True))
+        assert {str(p.label) for p in pulls} == set(by_label)
+        for pull in pulls:
+            slope = float(by_label[str(pull.label)])
+            assert -(pull.up + pull.down) == pytest.approx(slope, rel=1e-6, abs=1e-8)
+            assert pull.label.id != "t93" or len(pull.places) == 3
 
 
 def test_a_fit_finds_the_parameters_and_resumes_exactly(table, tmp_path):
@@ -121,3 +143,27 @@ def test_a_fit_finds_the_parameters_and_resumes_exactly(table, tmp_path):
     run(config(table, tmp_path / "cut", iterations=2))
     resumed = run(config(table, tmp_path / "cut"), resume=True)
     np.testing.assert_array_equal(resumed.fitted.to_vector(), whole.fitted.to_vector())
+
+
+@pytest.mark.slow
+def test_a_split_separates_two_environments(tmp_path):
+    """Methanol and fluoromethanol have one torsion parameter, but the data come from a force field with two."""
+    parent = "[*:1]-[#6X4:2]-[#8X2:3]-[#1:4]"
+    true, identity = split("openff-2.2.1.offxml", "ProperTorsions", parent, "[*:1]-[#6X4;$(*-[#9]):2]-[#8X2:3]-[#1:4]")
+
+    def apart(p):
+        for pattern, factor in (("t93", 0.6), (identity, 1.9)):
+            chosen = p.select("ProperTorsions/k", pattern)
+            p = chosen.insert(factor * np.asarray(chosen.to_vector()))
+        return p
+
+    fluoromethanol = SMILES.replace("[H:3]", "[F:3]")
+    table = write(tmp_path / "drives.arrow", [profile(s, true, apart) for s in (SMILES, fluoromethanol)])
+    chosen = config(table, tmp_path / "fit")
+    chosen = chosen.model_copy(update={"parameters": [chosen.parameters[0].model_copy(update={"patterns": ["t93"]})]})
+    fit = run(chosen)
+    best = find_conflicts(fit).splits[0]
+    assert best.smirks == parent and best.n_child in (3, best.n_places - 3) and len(best.molecules) == 1
+    again = run(FitConfig.load(refit_files(chosen, best.section, best.smirks, best.child, tmp_path)))
+    before, after = (f.history[-1]["objective"] for f in (fit, again))
+    assert after < 0.1 * before and best.gain == pytest.approx(before - after, rel=0.02)

@@ -2,7 +2,7 @@
 
 For record r with conformers c, from the geometry X_rc,
 
-    x_rc(theta) = the minimum of U_r(theta, x) that is reached from X_rc,
+    x_rc(theta) = the minimum of U_r(theta, x) that is reached from X_rc (in a fit from that of the last iteration),
     u_rcq = [q(x_rc) - q(X_rc)] / (s_T sqrt(n_c n_T))
 
 for each internal coordinate q of the type T: bond, angle, torsion and improper, of which the molecule has n_T;
@@ -62,9 +62,13 @@ class Coordinates:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class OptimizedGeometries:
-    """Targets of the kind optimized-geometries; ``coordinates`` by type, ``tolerance`` in kJ/mol/nm."""
+    """Targets of the kind optimized-geometries; ``coordinates`` by type, ``tolerance`` in kJ/mol/nm.
+
+    ``starts`` (row, 3) is where minimisations begin, nm: at the QM geometries, in a fit at the last iteration's minima.
+    """
 
     sample: Sample
+    starts: Float[Array, "row 3"]
     coordinates: dict[str, Coordinates]
     tolerance: Array
     max_steps: int = field(metadata={"static": True})
@@ -102,7 +106,7 @@ class OptimizedGeometries:
             arrays = {key: jnp.asarray(np.concatenate(parts)) for key, parts in entry.items()}
             coordinates[name] = Coordinates(reference=jax.vmap(VALUE[name])(x[arrays["atoms"]]), **arrays)
         tolerance = jnp.asarray(settings.tolerance)
-        return cls(sample, coordinates, tolerance, settings.max_steps, len(records), largest)
+        return cls(sample, x, coordinates, tolerance, settings.max_steps, len(records), largest)
 
     @property
     def record(self) -> Int[Array, " j"]:
@@ -112,7 +116,7 @@ class OptimizedGeometries:
     def evaluate(self, p: ParameterSet) -> Found:
         """Minimise, then measure."""
         conformers = self.sample.conformers
-        found = self.sample.batch.minimize(p, conformers, tolerance=self.tolerance, max_steps=self.max_steps)
+        found = self.sample.minimize(p, self.starts, self.tolerance, self.max_steps)
         deviations, errors = [], {}
         for name in VALUE:
             own = self.coordinates[name]

@@ -33,6 +33,7 @@ class MinimumGradients:
     sample: Sample
     scale: Array
     n_records: int = field(metadata={"static": True})
+    starts = None  # nothing is minimised
 
     @classmethod
     def of(cls, systems: Sequence[System], records: Sequence[Record], settings: config.MinimumGradients):

@@ -46,6 +46,7 @@ class Hessians:
     factor: Float[Array, "conformer pair"]
     scale: Array
     n_records: int = field(metadata={"static": True})
+    starts = None  # nothing is minimised
 
     @classmethod
     def of(cls, systems: Sequence[System], records: Sequence[Record], settings: config.Hessians):

@@ -42,6 +42,7 @@ class InteractionEnergies:
     factor: Float[Array, " conformer"]
     record: Int[Array, " conformer"]
     n_records: int = field(metadata={"static": True})
+    starts = None  # nothing is minimised
 
     @classmethod
     def of(cls, systems: Sequence[System], records: Sequence[Record], settings: config.InteractionEnergies):

@@ -44,6 +44,7 @@ class ElectrostaticPotentials:
     factor: Float[Array, "conformer point"]
     scale: Array
     n_records: int = field(metadata={"static": True})
+    starts = None  # nothing is minimised
 
     @classmethod
     def of(cls, systems: Sequence[System], records: Sequence[Record], settings: config.ElectrostaticPotentials):

@@ -22,6 +22,7 @@ from offjax.batch import Conformers, PlainBatch, SystemBatch
 from offjax.fit.targets.modes import RIGID
 from offjax.interop.records import Record
 from offjax.parameters import ParameterSet
+from offjax.relaxation import Relaxed
 from offjax.system import System
 
 SINGULAR = 1e-9
@@ -105,6 +106,11 @@ class Sample:
         left, _, right = jnp.linalg.svd(covariance)
         handed = jnp.linalg.det(left @ right)[:, None] * jnp.array([0.0, 0.0, 1.0]) + jnp.array([1.0, 1.0, 0.0])
         return (left * handed[:, None, :]) @ right
+
+    def minimize(self, p: ParameterSet, starts: Float[Array, "row 3"], tolerance: Array, max_steps: int) -> Relaxed:
+        """The minima that all conformers reach from ``starts`` (nm)."""
+        conformers = self.conformers.with_positions(starts)
+        return self.batch.minimize(p, conformers, tolerance=tolerance, max_steps=max_steps)
 
     def hessian(self, p: ParameterSet, x: Float[Array, "row 3"]) -> Float[Array, "conformer coordinate coordinate"]:
         """d2U/dx2 of every conformer, kJ/mol/nm^2; 0 in padding. Not differentiable further."""

@@ -36,10 +36,15 @@ class Found(NamedTuple):
 
 
 class Target(Protocol):
-    """Reference data of one kind, a pytree. ``record`` (j,) is the record of each deviation."""
+    """Reference data of one kind, a pytree and a dataclass. ``record`` (j,) is the record of each deviation; ``starts``
+    (row, 3) nm where minimisations begin, None where nothing is minimised.
+    """
 
     @property
     def record(self) -> Int[Array, " j"]: ...
+
+    @property
+    def starts(self) -> Float[Array, "row 3"] | None: ...
 
     def evaluate(self, p: ParameterSet) -> Found: ...
 

@@ -1,8 +1,8 @@
 """Vibrational frequencies at the minima of the force field, matched with the normal modes of quantum chemistry.
 
-For conformer c of record r, x_c(theta) is the minimum reached from the QM geometry, l_j and omega_j^2 are the normal
-modes there (:mod:`offjax.fit.targets.modes`), without the 6 (5) translations and rotations, and j(m) is the mode that
-belongs to the QM mode m:
+For conformer c of record r, x_c(theta) is the minimum reached from the QM geometry (in a fit from that of the last
+iteration), l_j and omega_j^2 are the normal modes there (:mod:`offjax.fit.targets.modes`), without the 6 (5)
+translations and rotations, and j(m) is the mode that belongs to the QM mode m:
 
     u_cm = (nu_j(m) - nu_m) / (s sqrt(n_m n_c))
 
@@ -44,10 +44,12 @@ OUTSIDE = 1e8
 @dataclass(frozen=True, eq=False)
 class Vibrations:
     """Targets of the kind vibrations. ``reference`` are the QM modes, mass-weighted; ``factor`` (conformer, mode) is
-    1 / (s sqrt(n_m n_c)), 0 in padding; ``root_masses`` (conformer, coordinate) are 1 in padding.
+    1 / (s sqrt(n_m n_c)), 0 in padding; ``root_masses`` (conformer, coordinate) are 1 in padding. ``starts``
+    (row, 3) is where minimisations begin, nm.
     """
 
     sample: Sample
+    starts: Float[Array, "row 3"]
     wavenumbers: Float[Array, "conformer mode"]
     reference: Float[Array, "conformer mode coordinate"]
     factor: Float[Array, "conformer mode"]
@@ -66,6 +68,7 @@ class Vibrations:
         size = settings.scale * np.sqrt(np.maximum(np.asarray(there).sum(axis=1), 1) * count)
         return cls(
             sample,
+            sample.conformers.positions,
             modes.wavenumbers(values),
             vectors,
             there / jnp.asarray(size)[:, None],
@@ -84,7 +87,7 @@ class Vibrations:
     def evaluate(self, p: ParameterSet) -> Found:
         """Minimise, find the modes and match them; one second derivative a mode."""
         sample = self.sample
-        found = sample.batch.minimize(p, sample.conformers, tolerance=self.tolerance, max_steps=self.max_steps)
+        found = sample.minimize(p, self.starts, self.tolerance, self.max_steps)
         x = found.positions
         directions = self.directions(p, x)
 
