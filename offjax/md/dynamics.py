@@ -254,6 +254,22 @@ def current(neighbors, x, box):
     return None if neighbors is None else neighbors.update(x, box)
 
 
+def molecules(groups, masses, x):
+    """Number of molecules, and the function that gives each particle the mean of its molecule, weighted by mass.
+
+    ``groups`` (n,) is the molecule of each particle, from 0; None: every particle by itself.
+    """
+    n = x.shape[0]
+    if groups is None:
+        return n, lambda v: v
+    of, m = np.asarray(groups), jnp.broadcast_to(jnp.asarray(masses, x.dtype), (n,))[:, None]
+    if of.shape != (n,) or not np.issubdtype(of.dtype, np.integer):
+        raise InputError(f"groups must be the molecule of each particle, ({n},) integers, got {of.dtype} {of.shape}")
+    count = int(of.max()) + 1
+    total = jnp.zeros((count, 1), x.dtype).at[of].add(m)
+    return count, lambda v: (jnp.zeros((count, v.shape[1]), v.dtype).at[of].add(m * v) / total)[of]
+
+
 def thermal_energy(temperature):
     """kT in kJ/mol of a temperature in K, for the energies of molecules."""
     return GAS_CONSTANT * temperature

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offjax.errors import InputError, UnsupportedError
-from offjax.md.dynamics import Info, Integrator, Particles, State, bound, current
+from offjax.md.dynamics import Info, Integrator, Particles, State, bound, current, molecules
 from offjax.md.space import volume
 
 
@@ -324,17 +324,13 @@ def monte_carlo_barostat(
 
     def attempt(state, key, size):
         x, box = state.positions, state.box
-        n, d = x.shape
-        of = np.arange(n) if groups is None else np.asarray(groups)
-        count = int(of.max()) + 1
+        d = x.shape[1]
+        count, centre = molecules(groups, masses, x)
         old = volume(box, d)
         change, uniform = jax.random.uniform(key, (2,), old.dtype)
         new = old * jnp.exp(size * (2.0 * change - 1.0))
         scale = (new / old) ** (1.0 / d)
-        m = jnp.broadcast_to(jnp.asarray(masses, x.dtype), (n,))
-        weight = jnp.zeros(count, x.dtype).at[of].add(m)
-        centre = jnp.zeros((count, d), x.dtype).at[of].add(m[:, None] * x) / weight[:, None]
-        moved = x + ((scale - 1.0) * centre)[of]
+        moved = x + (scale - 1.0) * centre(x)
         neighbors = current(state.neighbors, moved, scale * box)
         trial, gradient = jax.value_and_grad(bound(energy, scale * box, neighbors))(moved)
         work = trial - state.energy + pressure * (new - old) - (count + 1) * kT * jnp.log(new / old)
@@ -405,19 +401,10 @@ def nose_hoover_npt(
         value, (gradient, virial) = jax.value_and_grad(of, argnums=(0, 1))(x, jnp.zeros((), x.dtype))
         return value, -gradient, -virial
 
-    def molecules(x):
-        """Their number, and the function that gives each particle the mean of its molecule, weighted by mass."""
-        if groups is None:
-            return x.shape[0], lambda v: v
-        of, m = np.asarray(groups), jnp.broadcast_to(system.mass(x), (x.shape[0], 1))
-        count = int(of.max()) + 1
-        total = jnp.zeros((count, 1), x.dtype).at[of].add(m)
-        return count, lambda v: (jnp.zeros((count, v.shape[1]), v.dtype).at[of].add(m * v) / total)[of]
-
     def init(key, positions, velocities=None, *, box, neighbors=None):
         state = system.start(key, positions, velocities, kT, box, neighbors, drift_free=True)
         x = state.positions
-        _, _, virial = strained(x, state.box, state.neighbors, molecules(x)[1])
+        _, _, virial = strained(x, state.box, state.neighbors, molecules(groups, system.masses, x)[1])
         empty = (jnp.zeros(chain, x.dtype), jnp.zeros(chain, x.dtype))
         return state._replace(extra=(virial, jnp.zeros((), x.dtype), empty, empty))
 
@@ -426,7 +413,7 @@ def nose_hoover_npt(
         dof = system.dof(x, True)
         m = system.mass(x)
         dtype = x.dtype
-        count, centre = molecules(x)
+        count, centre = molecules(groups, system.masses, x)
         inertia = _inertia(dof, kT, time, chain, dtype)
         box_mass = jnp.asarray((dof + d) * kT * barostat_time**2, dtype)
         box_inertia = _inertia(1.0, kT, barostat_time, chain, dtype)

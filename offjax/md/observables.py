@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from offjax import geometry
 from offjax.errors import InputError
-from offjax.md.dynamics import bound
+from offjax.md.dynamics import bound, molecules
 from offjax.md.minimizers import solve_dense
 from offjax.md.space import volume
 
@@ -119,7 +119,8 @@ def _of_strain(energy, x, box, neighbors):
 def stress(energy: Callable, positions, box, *, velocities=None, masses=1.0, neighbors=None):
     """The stress tensor (dimension, dimension): sigma = (1/V) (dU/d(strain) - sum m v v); pressure is -trace/dimension.
 
-    ``energy`` takes ``box=`` and is differentiable in it. Without velocities the kinetic part is left out.
+    ``energy`` takes ``box=`` and is differentiable in it. Without velocities the kinetic part is left out. It is the
+    atomic one: not that of rigid molecules (see :func:`pressure`).
     """
     x = jnp.asarray(positions)
     zero = jnp.zeros((x.shape[1],) * 2, x.dtype)
@@ -130,23 +131,27 @@ def stress(energy: Callable, positions, box, *, velocities=None, masses=1.0, nei
     return virial / volume(box, x.shape[1])
 
 
-def pressure(energy: Callable, positions, box, *, velocities=None, masses=1.0, neighbors=None):
+def pressure(energy: Callable, positions, box, *, velocities=None, masses=1.0, neighbors=None, groups=None):
     """-trace(stress)/dimension, from the derivative under a uniform strain.
 
+    ``groups`` (n,), the molecule of each particle from 0, moves molecules as wholes: the virial and the kinetic energy
+    are those of their centres of mass. Rigid molecules need it, as the forces of constraints are in no energy; the
+    mean is that of the atomic pressure where molecules are flexible. Without velocities the kinetic part is left out.
     For molecules divide by ``offjax.constants.BAR`` to have bar.
     """
     x = jnp.asarray(positions)
     box = jnp.asarray(box, x.dtype)
     _check_box(energy, x, box, neighbors)
     d = x.shape[1]
+    _, centre = molecules(groups, masses, x)
 
     def of(strain):
-        return bound(energy, (1.0 + strain) * box, neighbors)((1.0 + strain) * x)
+        return bound(energy, (1.0 + strain) * box, neighbors)(x + strain * centre(x))
 
     total = -jax.grad(of)(jnp.zeros((), x.dtype))
     if velocities is not None:
         m = jnp.broadcast_to(jnp.asarray(masses, x.dtype), x.shape[:1])[:, None]
-        total = total + jnp.sum(m * velocities**2)
+        total = total + jnp.sum(m * centre(velocities) ** 2)
     return total / (d * volume(box, d))
 
 

@@ -83,6 +83,26 @@ def test_the_stress_is_the_virial_of_pair_forces(box, rng):
     assert value == pytest.approx(-float(jnp.trace(found)) / 3, rel=1e-10)
 
 
+def test_the_pressure_of_molecules_is_that_of_their_centres(rng):
+    box = jnp.array([4.4, 4.6, 4.8])
+    x, energy = fluid(rng, box)
+    v, masses, groups = jnp.asarray(rng.normal(size=x.shape)), rng.uniform(1, 3, 64), np.arange(64) // 2
+
+    def centre(y):
+        sums = np.stack([np.bincount(groups, masses * c) for c in np.asarray(y).T], 1)
+        return sums / np.bincount(groups, masses)[:, None]
+
+    h = 1e-5
+    up, down = (energy(x + s * centre(x)[groups], (1 + s) * box) for s in (h, -h))
+    kinetic = np.sum(np.bincount(groups, masses)[:, None] * centre(v) ** 2)
+    value = md.pressure(energy, x, box, velocities=v, masses=masses, groups=groups)
+    assert value == pytest.approx(float((kinetic - (up - down) / (2 * h)) / (3 * md.volume(box))), rel=1e-6)
+    alone = md.pressure(energy, x, box, velocities=v, masses=masses, groups=np.arange(64))
+    assert alone == pytest.approx(float(md.pressure(energy, x, box, velocities=v, masses=masses)), rel=1e-12)
+    with pytest.raises(InputError, match="molecule of each particle"):
+        md.pressure(energy, x, box, groups=groups[:5])
+
+
 def test_the_elastic_constants_of_a_hexagonal_crystal_of_springs():
     """Nearest-neighbour springs: lambda = mu = sqrt(3)/4 k, in two dimensions (Cauchy relation, isotropy)."""
     k = 3.0
