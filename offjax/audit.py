@@ -233,7 +233,7 @@ class Evaluation:
 def energies_by_term(system: System, conformers: np.ndarray) -> dict[str, np.ndarray]:
     """``{term: (n_conformers,)}``, kJ/mol, of the System, in its box if it has one."""
     terms = _terms(system.to_jax(), system.parameters, jnp.asarray(conformers))
-    return {term: np.asarray(terms[term]) for term in SECTIONS if term in terms}
+    return {term: np.asarray(terms[term]) for term in (*SECTIONS, *system.user_terms) if term in terms}
 
 
 def evaluate(system: System, conformers: np.ndarray) -> Evaluation:
@@ -242,7 +242,7 @@ def evaluate(system: System, conformers: np.ndarray) -> Evaluation:
     columns = [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(gradient)]
     n = len(conformers)
     return Evaluation(
-        {term: np.asarray(terms[term]) for term in SECTIONS if term in terms},
+        {term: np.asarray(terms[term]) for term in (*SECTIONS, *system.user_terms) if term in terms},
         -np.asarray(dx),
         np.concatenate([np.zeros((n, 0)), *columns], axis=1),
     )

@@ -9,6 +9,7 @@ import pytest
 
 import offjax
 from offjax.constants import COULOMB
+from offjax.fit.targets.interactions import intermolecular
 from offjax.terms import gbsa
 from tests import sites
 
@@ -95,8 +96,9 @@ def test_what_implicit_solvent_cannot_do_raises_by_name():
     with pytest.raises(offjax.UnsupportedError, match="<GBSA> with <VirtualSites>"):
         one = sites.SITES + "</VirtualSites>"
         parameterize(section(), "COC", extra=f'<VirtualSites version="0.3" exclusion_policy="parents">{one}')
-    with pytest.raises(offjax.UnsupportedError, match="GBSA is not supported in a batch"):
-        offjax.SystemBatch.from_systems([parameterize(section())])
+    dimer = parameterize(section(), "CO.C")
+    with pytest.raises(offjax.UnsupportedError, match="<GBSA>: interaction energies"):
+        intermolecular(dimer)
     periodic = parameterize(section(), box=[3.0, 3.0, 3.0])
     for export in (periodic.to_jax, periodic.to_openmm):
         with pytest.raises(offjax.UnsupportedError, match="<GBSA> in a periodic box"):
@@ -126,3 +128,74 @@ def test_files_keep_implicit_solvent(tmp_path):
     again = offjax.System.from_smirnoff(tmp_path / "solvent.offxml", made, charge_from_molecules=[made])
     assert again.gbsa == system.gbsa
     assert np.array_equal(again.parameters.to_vector(), p.to_vector())
+
+
+SMILES, COUNTS = ("CO", "CC(=O)[O-]", "C"), (2, 1, 0)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Molecules of different sizes in implicit solvent, and conformers of them: none of the last."""
+    from openff.toolkit import ForceField
+
+    more = 'solvent_dielectric="40" solute_dielectric="2"'
+    text = section("OBC1", more=more, atoms=GENERAL + '<Atom smirks="[#8:1]" radius="0.13*nanometer" scale="0.7"/>')
+    chosen = ForceField("openff_unconstrained-2.2.1.offxml", f"{sites.HEAD}{text}</SMIRNOFF>")
+    made = [sites.molecule(s) for s in SMILES]
+    batch = offjax.SystemBatch.from_systems(
+        [offjax.System.from_smirnoff(chosen, m, charge_from_molecules=[m]) for m in made]
+    )
+    rng = np.random.default_rng(4)
+    arrays = [sites.arranged([m]) + rng.normal(0, 0.003, (n, m.n_atoms, 3)) for m, n in zip(made, COUNTS, strict=True)]
+    return batch, arrays
+
+
+def test_a_batch_has_the_energies_and_derivatives_of_its_molecules(batch):
+    batch, arrays = batch
+    p, conformers = batch.systems[0].parameters, batch.pack(arrays)
+    energies, forces = batch.energies_and_forces(p, conformers)
+    expected, slopes, gradient = [], [], 0.0
+    for system, x in zip(batch.systems[:2], arrays, strict=False):
+        both = jax.vmap(jax.value_and_grad(system.to_jax(), (0, 1)), (None, 0))
+        u, (of_p, of_x) = jax.jit(both)(p, x)
+        expected.extend(u)
+        slopes.extend(of_x)
+        gradient += jax.vmap(lambda g: g.to_vector())(of_p).sum(axis=0)
+    np.testing.assert_allclose(energies, expected, rtol=1e-12)
+    slopes = np.concatenate(slopes)
+    np.testing.assert_allclose(forces, -slopes, atol=1e-12 * np.abs(slopes).max())
+    plain = jax.jit(batch.plain(conformers).energies)(p, conformers.positions)
+    np.testing.assert_allclose(plain, energies, rtol=1e-12)
+
+    def loss(p, conformers, weight):
+        u, f = batch.energies_and_forces(p, conformers)
+        return jnp.sum(u) + weight * jnp.sum(f**2)
+
+    slope = jax.jit(jax.grad(loss))
+    one = p.from_vector(gradient)
+    for (name, attribute), values in zip(p.schema.slices, jax.tree.leaves(slope(p, conformers, 0.0)), strict=True):
+        np.testing.assert_allclose(values, one[name][attribute], atol=1e-9 * np.abs(one[name][attribute]).max())
+    assert all(np.all(one["GBSA"][name] != 0) for name in ("radius", "scale"))
+
+    theta, step = p.to_vector(), np.zeros(p.schema.size)
+    for entry in (("GBSA", "radius"), ("GBSA", "scale"), ("vdW", "epsilon")):
+        step[p.schema.slices[entry]] = 1e-5
+    ends = [
+        sum(float(jnp.sum(v**2)) for v in batch.energies_and_forces(p.from_vector(theta + s * step), conformers)[1:])
+        for s in (-2, -1, 1, 2)
+    ]
+    difference = (8 * (ends[2] - ends[1]) - (ends[3] - ends[0])) / 12
+    total = (slope(p, conformers, 1.0).to_vector() - gradient) @ step
+    assert total == pytest.approx(difference, rel=1e-7)
+
+
+def test_a_batch_finds_the_minima_in_solvent(batch):
+    batch, arrays = batch
+    p, conformers = batch.systems[0].parameters, batch.pack(arrays)
+    found = batch.minimize(p, conformers, tolerance=1e-4)
+    assert np.all(found.converged)
+    energies, forces = batch.energies_and_forces(p, conformers.with_positions(found.positions))
+    np.testing.assert_allclose(found.energies, energies, rtol=1e-12)
+    assert np.max(np.linalg.norm(forces, axis=1)) < 1.001e-4
+    acetate = batch.unpack(found.positions, conformers)[1][0]
+    assert batch.systems[1].to_jax().by_term(p, acetate)["GBSA"] < -50

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from offjax.batching import sums
+from offjax.batching import solvent, sums
 from offjax.batching.kernel import ChunkTables, Kind, kinds
 from offjax.batching.types import TypedMolecule
 
@@ -46,7 +46,7 @@ class Job(NamedTuple):
 
 class Shape(NamedTuple):
     """The common shape of chunks: lanes, and capacities in atoms (dummies apart), molecules, terms and groups
-    of sums.
+    of sums; atoms of the largest molecule.
     """
 
     lanes: int
@@ -57,6 +57,7 @@ class Shape(NamedTuple):
     energy_groups: tuple[int, int]
     force_width: int
     energy_width: int
+    widest: int
 
 
 class Prepared(NamedTuple):
@@ -194,7 +195,8 @@ def most_chunks(molecules: Sequence[Prepared], counts: np.ndarray, k: int, shape
 def _shape(used: np.ndarray, lanes: int, molecules: Sequence[Prepared]) -> Shape:
     atoms, jobs, *rest = (max(int(n), 1) for n in used)
     n = len(kinds(molecules[0].molecule.user))
-    widths = (max(max(m.widths[i] for m in molecules), 1) for i in range(2))
+    widths = [max(max(m.widths[i] for m in molecules), 1) for i in range(2)]
+    widths.append(max(m.molecule.n_atoms for m in molecules))
     return Shape(lanes, atoms, jobs, tuple(rest[:n]), rest[n], (rest[n + 1], rest[n + 2]), *widths)
 
 
@@ -227,7 +229,7 @@ def fill(
     used = [molecules[j.molecule] for j in jobs]
     place = _Placement(chunk, start, n_chunks)
 
-    user = used[0].molecule.user
+    user, implicit = used[0].molecule.user, used[0].molecule.gbsa
     every = kinds(user)
     atoms, job_of, types = {}, {}, {}
     for column, (name, capacity) in enumerate(zip(every, shape.terms, strict=True), start=2):
@@ -250,6 +252,14 @@ def fill(
     charge_offset = np.zeros((n_chunks, shape.atoms + len(DUMMIES)))
     place.put(charge_offset, 0, [u.molecule.charge_offset for u in used])
 
+    members = np.full((n_chunks, shape.jobs + 1, 0 if implicit is None else shape.widest), -1, np.int32)
+    if implicit is not None:
+        sizes = np.array([u.molecule.n_atoms for u in used])
+        members[chunk, start[:, 1]] = solvent.members(sizes, start[:, 0], shape.widest)
+        type_of = np.zeros(charge_type.shape)
+        place.put(type_of, 0, [u.molecule.gbsa_type for u in used])
+        types["gbsa"] = type_of.astype(np.int32)
+
     owner = np.full((n_chunks, shape.atoms + len(DUMMIES)), shape.jobs)
     place.put(owner, 0, [np.zeros(u.molecule.n_atoms, int) for u in used], shift=start[:, 1])
     tables = ChunkTables(
@@ -259,7 +269,9 @@ def fill(
         *_force_sums(used, place, shape),
         _energy_sums(used, place, shape),
         np.bincount(chunk, minlength=n_chunks) > 0,
+        members,
         user,
+        implicit,
     )
     ways = _ways(jobs, used, place, shape, n_conformers, n_rows)
     return Chunks(tables, types, scale, charge_type.astype(np.int32), charge_offset, *ways), start[:, 0]

@@ -28,6 +28,8 @@ def term_parameters(values, chunks: Chunks):
     p["torsions"] = tuple(jnp.moveaxis(at(v, chunks.types["torsions"]), -1, 1) for v in values["torsions"])
     charge = at(values["charges"][0], chunks.charge_type) + chunks.charge_offset
     pairs = jax.vmap(at)(charge, jnp.moveaxis(chunks.tables.atoms["pairs"], 1, 2))
+    if chunks.tables.gbsa is not None:
+        p["gbsa"] = (charge, *(at(v, chunks.types["gbsa"]) for v in values["gbsa"]))
     p["pairs"] = (*p["pairs"], chunks.coulomb_scale * pairs[..., 0] * pairs[..., 1])
     return p
 

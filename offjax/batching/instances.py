@@ -15,6 +15,7 @@ import numpy as np
 from offjax.energy import exceptions, pairs, separated_pairs
 from offjax.errors import InputError, UnsupportedError
 from offjax.nonbonded import PairList, molecule_pairs
+from offjax.settings import GBSASettings
 from offjax.system import System
 from offjax.terms.user import UserTerm
 
@@ -25,6 +26,7 @@ SECTIONS = {
     "ImproperTorsions": ("k", "phase"),
     "vdW": ("sigma", "epsilon"),
     "Electrostatics": ("charge",),
+    "GBSA": ("radius", "scale"),
 }
 
 
@@ -77,12 +79,13 @@ class Instances(NamedTuple):
 
 
 class MoleculeTerms(NamedTuple):
-    """Everything in the energy of one System without box; ``sections`` has vdW and Electrostatics by atom."""
+    """Everything in the energy of one System without box; ``sections`` has vdW, Electrostatics and GBSA by atom."""
 
     n_atoms: int
     sections: Mapping[str, Instances]
     pairs: PairList
     user: tuple[UserTerm, ...] = ()
+    gbsa: GBSASettings | None = None
 
 
 def extract(system: System) -> MoleculeTerms:
@@ -127,7 +130,7 @@ def extract(system: System) -> MoleculeTerms:
     both = [np.concatenate(columns) for columns in zip(*pairs(system), strict=True)]
     user = tuple(system.user_terms.values())
     sections.update({term.section: _user_instances(system, term) for term in user})
-    return MoleculeTerms(system.n_particles, sections, PairList(*both), user)
+    return MoleculeTerms(system.n_particles, sections, PairList(*both), user, system.gbsa)
 
 
 def _user_instances(system: System, term: UserTerm) -> Instances:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +20,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from offjax import geometry
-from offjax.batching import coordinates
+from offjax.batching import coordinates, solvent
 from offjax.batching.coordinates import difference, dot, polynomial, scale
 from offjax.batching.sums import gather_sum, stack
+from offjax.settings import GBSASettings
 from offjax.terms import angles, bonds, electrostatics, vdw
 from offjax.terms.user import UserTerm
 
@@ -113,7 +115,8 @@ def user_energy(term: UserTerm, s, values):
 class ChunkTables:
     """Indices of one chunk (or, with a leading axis, of all): ``atoms`` of each kind (body, n), ``job`` the
     molecule of each term and ``job_of_atom`` of each atom, sums of forces by atom and of energies by
-    molecule; ``occupied`` is False for a chunk without molecules; ``user`` are the user-defined terms.
+    molecule; ``occupied`` is False for a chunk without molecules; ``members`` the atoms of each molecule (-1: none) for
+    the implicit solvent ``gbsa``; ``user`` are the user-defined terms.
     """
 
     atoms: dict[str, Int[Array, "body n"]]
@@ -124,7 +127,9 @@ class ChunkTables:
     force_sums: Int[Array, "atom width"]
     energy_sums: tuple[Int[Array, "group width"], ...]
     occupied: Bool[Array, ""]
+    members: Int[Array, "job width"]
     user: tuple[UserTerm, ...] = field(default=(), metadata={"static": True})
+    gbsa: GBSASettings | None = field(default=None, metadata={"static": True})
 
 
 Positions = tuple[Float[Array, "atom lane"], Float[Array, "atom lane"], Float[Array, "atom lane"]]
@@ -182,14 +187,50 @@ def energies(p, tables: ChunkTables, x: Positions, forces: bool):
     total = stack(terms)
     for table in tables.energy_sums:
         total = gather_sum(total, table)
+    pull: Positions = (0.0, 0.0, 0.0)  # minus the forces of the solvent
+    if tables.gbsa is not None and forces:
+        energy, pull = _stage(tables, partial(_solvation_and_slope, tables, tables.gbsa), p["gbsa"], x)
+        total = total + energy
+    elif tables.gbsa is not None:
+        total = total + _solvation(tables, tables.gbsa, p["gbsa"], x)
     if not forces:
         return total, None
     sign = tables.force_sign[:, None]
     components = []
     for axis in range(3):
         groups = sign * gather_sum(stack([row[axis] for row in rows]), tables.force_groups)
-        components.append(gather_sum(groups, tables.force_sums))
+        components.append(gather_sum(groups, tables.force_sums) - pull[axis])
     return total, tuple(components)
+
+
+def _solvation(tables: ChunkTables, settings: GBSASettings, values, x: Positions):
+    """Energies (job, lane) of the implicit solvent; ``values`` are charge, radius and scale of the atoms."""
+
+    def of_lane(x):
+        return solvent.energies(settings, tables.members, x, *values)
+
+    return jax.vmap(of_lane, in_axes=1, out_axes=1)(jnp.stack(x, axis=-1))
+
+
+def _solvation_and_slope(tables: ChunkTables, settings: GBSASettings, values, x: Positions):
+    """Energies (job, lane) of the implicit solvent and their derivative, (atom, lane) by component."""
+    energy, pull = jax.vjp(lambda x: _solvation(tables, settings, values, x), x)
+    return energy, pull(jnp.ones_like(energy))[0]
+
+
+def _solvation_gradient(tables: ChunkTables, settings: GBSASettings, values, x: Positions, w, v):
+    """What :func:`parameter_gradient` is for ``values`` of the implicit solvent."""
+
+    def objective(values):
+        def energies(x):
+            return _solvation(tables, settings, values, x)
+
+        if v is None:
+            return jnp.sum(w * energies(x))
+        u, du = jax.jvp(energies, (x,), (v,))
+        return jnp.sum(w * u - du)
+
+    return jax.grad(objective)(values)
 
 
 def parameter_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "job lane"], v: Positions | None):
@@ -219,6 +260,8 @@ def parameter_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "jo
             return jnp.sum(weight * u + du)
 
         result[name] = jax.grad(objective)(p[name])
+    if tables.gbsa is not None:
+        result["gbsa"] = _stage(tables, partial(_solvation_gradient, tables, tables.gbsa), p["gbsa"], x, w, v)
     return result
 
 

@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from offjax.batching import solvent
 from offjax.batching.instances import Affine, MoleculeTerms, user_values
 from offjax.batching.kernel import user_energy
 from offjax.batching.sites import placed
+from offjax.settings import GBSASettings
 from offjax.terms import angles, bonds, electrostatics, torsions, vdw
 from offjax.terms.user import KINDS as USER_KINDS
 from offjax.terms.user import UserTerm
@@ -37,8 +39,9 @@ KERNELS: dict[str, Callable[..., Any]] = {
 class PlainTerms:
     """All terms of all conformers: ``atoms[name]`` (n, body) rows of the flat positions, ``conformer[name]`` (n,) the
     conformer each belongs to, ``values[name]`` its parameters as affine functions of theta. ``"pairs"`` are the
-    nonbonded pairs; vdW and Electrostatics have values by atom row. ``"VirtualSites"``, of which ``kind`` has the
-    kinds, are placed before the others are evaluated."""
+    nonbonded pairs; vdW, Electrostatics and GBSA have values by atom row. ``"VirtualSites"``, of which ``kind`` has the
+    kinds, are placed before the others are evaluated. ``members`` (n_conformers, width) are the rows of each conformer,
+    for the implicit solvent ``gbsa``."""
 
     atoms: dict[str, Array]
     conformer: dict[str, Array]
@@ -48,6 +51,8 @@ class PlainTerms:
     coulomb_scale: Array
     user: tuple[UserTerm, ...] = field(default=(), metadata={"static": True})
     kind: Array | None = None
+    gbsa: GBSASettings | None = field(default=None, metadata={"static": True})
+    members: Array | None = None
 
     def energies(self, theta, x: Float[Array, "row 3"], n: int) -> Float[Array, " n"]:
         """Energy of each of ``n`` conformers, kJ/mol; ``theta`` the force-field vector, ``x`` all atom rows in nm."""
@@ -114,6 +119,9 @@ class PlainTerms:
         if "Electrostatics" in values:
             q = values["Electrostatics"]["charge"]
             total = add("pairs", electrostatics.potential(r2, jnp.asarray(self.coulomb_scale, x.dtype) * q[i] * q[j]))
+        if self.gbsa is not None and self.members is not None:
+            own = values["Electrostatics"]["charge"], *(values["GBSA"][a] for a in ("radius", "scale"))
+            total = total.at[: len(self.members)].add(solvent.energies(self.gbsa, self.members, x, *own))
         return total
 
     def energies_and_forces(self, theta, x: Float[Array, "row 3"], n: int):
@@ -155,4 +163,6 @@ def flatten(molecules: Sequence[MoleculeTerms], molecule: np.ndarray) -> PlainTe
     conformer["pairs"] = np.repeat(np.arange(len(pairs)), [len(p.atoms) for p in pairs]).astype(np.int32)
     scales = (np.concatenate([p.vdw_scale for p in pairs]), np.concatenate([p.coulomb_scale for p in pairs]))
     defined = {term.section: term for m in used for term in m.user}
-    return PlainTerms(atoms, conformer, values, periodicity, *scales, tuple(defined.values()), kind)
+    implicit = used[0].gbsa
+    members = None if implicit is None else solvent.members(sizes[molecule], starts[:-1], int(sizes[molecule].max()))
+    return PlainTerms(atoms, conformer, values, periodicity, *scales, tuple(defined.values()), kind, implicit, members)

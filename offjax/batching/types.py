@@ -19,6 +19,7 @@ from jaxtyping import Array
 from numpy.polynomial import chebyshev
 
 from offjax.batching.instances import SECTIONS, Affine, Instances, MoleculeTerms
+from offjax.settings import GBSASettings
 from offjax.terms import vdw
 from offjax.terms.user import UserTerm
 
@@ -32,7 +33,8 @@ class Typed(NamedTuple):
 
 class TypedMolecule(NamedTuple):
     """One molecule: ``terms`` by kind (bonds, angles, torsions, pairs, sections of the user), Coulomb scale of the
-    pairs, charges of the atoms; ``user`` are the definitions of all molecules of the batch.
+    pairs, charges of the atoms; ``user`` are the definitions of all molecules of the batch, ``gbsa`` their implicit
+    solvent with a type for every atom.
     """
 
     n_atoms: int
@@ -41,6 +43,8 @@ class TypedMolecule(NamedTuple):
     charge_type: np.ndarray
     charge_offset: np.ndarray
     user: tuple[UserTerm, ...] = ()
+    gbsa: GBSASettings | None = None
+    gbsa_type: np.ndarray | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -51,7 +55,7 @@ class Types:
     ``bonds`` and ``angles`` (k, equilibrium); torsions: ``cosines`` (k, phase) of each distinct cosine with
     its polynomials ``even`` (cosine, N + 1) and ``odd`` (cosine, N), ``torsions`` (type, width) the cosines
     of each type (-1: none); ``atoms`` (sigma, epsilon), ``pairs`` (type, 2) with ``pair_scale``; ``charges``;
-    ``user`` the values of user-defined terms by section.
+    ``user`` the values of user-defined terms by section; ``gbsa`` (radius, scale), or nothing.
     """
 
     bonds: tuple[Affine, Affine]
@@ -65,6 +69,7 @@ class Types:
     pair_scale: Array
     charges: Affine
     user: dict[str, tuple[Affine, ...]]
+    gbsa: tuple[Affine, ...] = ()
 
     def values(self, theta) -> dict[str, tuple]:
         """Values of every type, by kind: arrays with the type as their first axis."""
@@ -89,6 +94,7 @@ class Types:
             "torsions": (even[self.torsions].sum(axis=1), odd[self.torsions].sum(axis=1)),
             "pairs": (sigma, self.pair_scale * epsilon),
             "charges": (affine(self.charges),),
+            "gbsa": tuple(map(affine, self.gbsa)),
             **{section: tuple(map(affine, values)) for section, values in self.user.items()},
         }
 
@@ -108,6 +114,9 @@ def classify(molecules: Sequence[MoleculeTerms]) -> tuple[Types, list[TypedMolec
     user = {term.section: term for m in molecules for term in m.user}
     own = {section: _user_terms(molecules, section) for section in user}
     own = {section: found for section, found in own.items() if found is not None}
+    implicit, radii, radius_of = molecules[0].gbsa, (), [None] * len(molecules)
+    if implicit is not None:
+        radii, radius_of = _distinct([_by_atom(m, "GBSA") for m in molecules], SECTIONS["GBSA"])
     typed = [
         TypedMolecule(
             n_atoms=m.n_atoms,
@@ -122,11 +131,13 @@ def classify(molecules: Sequence[MoleculeTerms]) -> tuple[Types, list[TypedMolec
             charge_type=charge_of[n],
             charge_offset=charge[n].offset,
             user=tuple(user[section] for section in own),
+            gbsa=implicit,
+            gbsa_type=radius_of[n],
         )
         for n, m in enumerate(molecules)
     ]
     defined = {section: types for section, (types, _) in own.items()}
-    return Types(bonds, angles, cosines, even, odd, torsions, atoms, pairs, scale, charges, defined), typed
+    return Types(bonds, angles, cosines, even, odd, torsions, atoms, pairs, scale, charges, defined, radii), typed
 
 
 def _user_terms(molecules: Sequence[MoleculeTerms], section: str):
@@ -166,7 +177,7 @@ def _terms(molecules, sections):
 
 
 def _by_atom(molecule: MoleculeTerms, section: str) -> Mapping[str, Affine]:
-    """Values of vdW or Electrostatics in the order of the atoms; zero where the force field has no such section."""
+    """Values of vdW, Electrostatics or GBSA in the order of the atoms; zero without such a section."""
     if section not in molecule.sections:
         return {a: Affine.zero(molecule.n_atoms) for a in SECTIONS[section]}
     instances = molecule.sections[section]

@@ -30,6 +30,7 @@ def benchmark(
             help="OFFXML file or installed name. Repeat it to compare several; join files of one with a comma.",
         ),
     ] = options.FORCE_FIELD,
+    terms: options.TermsOption = None,
     charges: options.ChargesOption = options.Charges.force_field,
     kind: Annotated[
         Kind, typer.Option("--kind", help="torsion-profiles: find the driven dihedrals in the coordinates.")
@@ -66,6 +67,7 @@ def benchmark(
     from offjax.errors import InputError
     from offjax.fit import benchmark as benchmarks
     from offjax.fit import for_terminal
+    from offjax.interop import definitions
     from offjax.interop.files import write_atomically
 
     session.start()
@@ -74,7 +76,9 @@ def benchmark(
     records = _records(files, kind, format, molecule, every)
     progress = for_terminal()
     try:
-        contenders = benchmarks.parameterized(records, force_field, charges.value, progress)
+        contenders = benchmarks.parameterized(
+            records, force_field, charges.value, progress, definitions.read(terms or ())
+        )
         progress.stage(f"minimising {sum(r.n_conformers for r in records)} conformers")
         found = benchmarks.compare(records, contenders)
     finally:

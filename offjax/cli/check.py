@@ -12,6 +12,7 @@ from offjax.cli import options
 def check(
     molecules: options.MoleculesArgument,
     force_field: options.ForceFieldOption = options.FORCE_FIELD,
+    terms: options.TermsOption = None,
     openmm: Annotated[
         bool, typer.Option("--openmm/--no-openmm", help="Compare with OpenMM, or only gradients.")
     ] = True,
@@ -43,7 +44,7 @@ def check(
     session.start()
     document: list[dict[str, Any]] = []
     structures = session.read(molecules, smiles, conformers, allow_undefined_stereo)
-    for case in session.cases(structures, force_field, charges, flexible, periodic):
+    for case in session.cases(structures, force_field, charges, flexible, periodic, terms):
         with session.working(f"checking {case.structure.name}"):
             result = audit.audit(case.system, case.structure.conformers, openmm=openmm)
         document.append(_record(case, result))

@@ -12,6 +12,7 @@ from offjax.cli import options
 def energy(
     molecules: options.MoleculesArgument,
     force_field: options.ForceFieldOption = options.FORCE_FIELD,
+    terms: options.TermsOption = None,
     openmm: Annotated[bool, typer.Option("--openmm", help="Beside OpenMM's Reference platform.")] = False,
     charges: options.ChargesOption = options.Charges.force_field,
     flexible: options.FlexibleOption = False,
@@ -39,7 +40,7 @@ def energy(
     session.start()
     document: list[dict[str, Any]] = []
     structures = session.read(molecules, smiles, conformers, allow_undefined_stereo)
-    for case in session.cases(structures, force_field, charges, flexible, periodic):
+    for case in session.cases(structures, force_field, charges, flexible, periodic, terms):
         structure = case.structure
         with session.working(f"compiling the energy of {structure.name}"):
             ours = audit.energies_by_term(case.system, structure.conformers)

@@ -24,6 +24,7 @@ def export(
     to: Annotated[Format, typer.Option("--to", help="The format to write.")],
     output: options.OutputOption,
     force_field: options.ForceFieldOption = options.FORCE_FIELD,
+    terms: options.TermsOption = None,
     topology: Annotated[
         Path | None,
         typer.Option("--topology", metavar="FILE", help="Also write a PDB file with topology and positions."),
@@ -56,7 +57,7 @@ def export(
     extra = [s.name for s in structures if len(s.conformers) > 1]
     if topology is not None and extra:
         session.note(f"only the first conformer is written: {', '.join(extra)}")
-    system, positions = session.together(structures, force_field, charges, flexible)
+    system, positions = session.together(structures, force_field, charges, flexible, terms)
     written = [output]
     if to is Format.offxml:
         system.to_offxml(output)

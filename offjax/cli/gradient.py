@@ -28,6 +28,7 @@ RELATIVE = 0.05
 def gradient(
     molecules: options.MoleculesArgument,
     force_field: options.ForceFieldOption = options.FORCE_FIELD,
+    terms: options.TermsOption = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many parameters to show.")] = 20,
     charges: options.ChargesOption = options.Charges.force_field,
     flexible: options.FlexibleOption = False,
@@ -54,7 +55,7 @@ def gradient(
     session.start()
     document: list[dict[str, Any]] = []
     structures = session.read(molecules, smiles, conformers, allow_undefined_stereo)
-    for case in session.cases(structures, force_field, charges, flexible, periodic):
+    for case in session.cases(structures, force_field, charges, flexible, periodic, terms):
         with session.working(f"compiling the gradient of {case.structure.name}"):
             g = audit.evaluate(case.system, case.structure.conformers).gradient
         document.append(_record(case, g))

@@ -36,6 +36,15 @@ ForceFieldOption = Annotated[
         help="OFFXML file or installed name. Repeat it to add files on top of each other.",
     ),
 ]
+TermsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--terms",
+        metavar="FILE",
+        help="Python file (or installed module) that defines terms of your own for sections of the force field. "
+        "Repeatable.",
+    ),
+]
 FORCE_FIELD = ["openff-2.2.1.offxml"]
 
 ChargesOption = Annotated[

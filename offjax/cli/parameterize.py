@@ -11,6 +11,7 @@ def parameterize(
     molecules: options.MoleculesArgument,
     output: options.OutputOption,
     force_field: options.ForceFieldOption = options.FORCE_FIELD,
+    terms: options.TermsOption = None,
     charges: options.ChargesOption = options.Charges.force_field,
     flexible: options.FlexibleOption = False,
     smiles: options.SmilesOption = None,
@@ -31,7 +32,7 @@ def parameterize(
 
     session.start()
     structures = reader.read(molecules, templates=smiles or (), allow_undefined_stereo=allow_undefined_stereo)
-    system, _ = session.together(structures, force_field, charges, flexible)
+    system, _ = session.together(structures, force_field, charges, flexible, terms)
     record = describe(system, charges)
     system.save(output)
     if json:

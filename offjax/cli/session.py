@@ -121,12 +121,15 @@ def cases(
     charges: Charges,
     flexible: bool,
     periodic: bool = False,
+    terms: Sequence[str] | None = None,
 ) -> Iterator[Case]:
     """Each structure as a System of its own, in vacuum or in its box; the force field is read once."""
+    from offjax.interop import definitions
     from offjax.parameterize import forcefield
     from offjax.system import System
 
-    loaded = forcefield.load(list(force_field))
+    user_terms = definitions.read(terms or ())
+    loaded = forcefield.load(list(force_field), forcefield.check_terms(user_terms))
     if periodic and (missing := [s.source or s.name for s in structures if s.box is None]):
         raise InputError(f"--periodic, but there is no periodic box in {missing[0]}")
     if not periodic and any(s.box is not None for s in structures):
@@ -139,6 +142,7 @@ def cases(
                 box=structure.box if periodic else None,
                 charge_from_molecules=given_charges(structure, charges),
                 allow_nonintegral_charges=charges is Charges.zeros,
+                user_terms=user_terms,
             )
         yield Case(structure, system.without_constraints() if flexible else system, charges)
 
@@ -151,9 +155,14 @@ def charge_names(system: System, chosen: Charges) -> str:
 
 
 def together(
-    structures: Sequence[Structure], force_field: Sequence[str], charges: Charges, flexible: bool
+    structures: Sequence[Structure],
+    force_field: Sequence[str],
+    charges: Charges,
+    flexible: bool,
+    terms: Sequence[str] | None = None,
 ) -> tuple[System, np.ndarray]:
     """All structures as one System, with the first conformer of each."""
+    from offjax.interop import definitions
     from offjax.system import System
 
     boxes = [s.box for s in structures if s.box is not None]
@@ -167,6 +176,7 @@ def together(
             box=boxes[0] if boxes else None,
             charge_from_molecules=given or None,
             allow_nonintegral_charges=charges is Charges.zeros,
+            user_terms=definitions.read(terms or ()),
         )
     if flexible:
         system = system.without_constraints()

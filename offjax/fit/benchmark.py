@@ -35,6 +35,7 @@ from offjax.fit.result import FitResult
 from offjax.interop.records import Record
 from offjax.parameters import ParameterSet
 from offjax.system import System
+from offjax.terms.user import UserTerm
 
 MAX_FORCE = 50.0
 """kJ/mol/nm: a conformer whose largest QM force is above (where there are forces) is no minimum of the QM energy."""
@@ -154,7 +155,11 @@ def compare(
 
 
 def parameterized(
-    records: Sequence[Record], force_fields: Sequence[str], charges: str = "force-field", progress: Silent | None = None
+    records: Sequence[Record],
+    force_fields: Sequence[str],
+    charges: str = "force-field",
+    progress: Silent | None = None,
+    user_terms: Sequence[UserTerm] = (),
 ) -> dict[str, tuple[list[System], ParameterSet]]:
     """Contenders of :func:`compare`: force fields by file name or installed name; files of one joined by commas.
 
@@ -173,7 +178,7 @@ def parameterized(
             name = text
         if name in found:
             raise InputError(f"the force field {text} is given twice")
-        systems = driver.parameterize(records, files, charges, progress=progress)
+        systems = driver.parameterize(records, files, charges, progress=progress, user_terms=user_terms)
         found[name] = systems, systems[0].parameters
     return found
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from offjax.constants import DEGREE
 from offjax.errors import InputError
+from offjax.interop import definitions
 from offjax.interop.forcebalance import Sign
 from offjax.interop.reading import Format
 
@@ -285,6 +286,9 @@ class FitConfig(_Table):
     """A whole fit. ``FitConfig.load(path)`` reads a file; ``source`` remembers which one."""
 
     force_field: str | list[str]
+    terms: list[str] = Field(
+        default_factory=list, description="Python files or modules that define terms of your own (offjax.UserTerm)"
+    )
     flexible: bool = Field(True, description="give constrained bonds their harmonic term back, as QM data need")
     data: Annotated[list[DataSet], Field(min_length=1)]
     parameters: Annotated[list[Parameters], Field(min_length=1)]
@@ -353,13 +357,15 @@ class FitConfig(_Table):
             update={
                 "source": path,
                 "force_field": files[0] if isinstance(config.force_field, str) else files,
+                "terms": [str(folder / t) if t.endswith(".py") else t for t in config.terms],
                 "data": [_located(d, folder) for d in config.data],
                 "output": Output(directory=folder / config.output.directory),
             }
         )
 
     def canonical(self) -> dict[str, Any]:
-        """What decides the result, as plain data: everything but the output directory and where the files lie.
+        """What decides the result, as plain data: everything but the output directory and where the files lie; of
+        definitions of terms what they say.
 
         Of the workers only the number of shards counts, whose sums are rounded one by one.
         """
@@ -370,6 +376,9 @@ class FitConfig(_Table):
             data["path"] = Path(data["path"]).name
             if data["molecule"] is not None and Path(data["molecule"]).is_file():
                 data["molecule"] = Path(data["molecule"]).name
+        terms = content.pop("terms")
+        if terms:
+            content["terms"] = {Path(t).name: definitions.sha256(t) for t in terms}
         files = content["force_field"]
         content["force_field"] = [Path(f).name for f in ([files] if isinstance(files, str) else files)]
         return content

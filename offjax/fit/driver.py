@@ -33,10 +33,11 @@ from offjax.fit.progress import Silent
 from offjax.fit.result import FitResult, MoleculeResult
 from offjax.fit.stopping import Kept
 from offjax.fit.targets import CONFORMERS, Component, components
-from offjax.interop import reading, torsiondrives
+from offjax.interop import definitions, reading, torsiondrives
 from offjax.interop.files import write_atomically
 from offjax.interop.records import Problem, Record
 from offjax.system import System
+from offjax.terms.user import UserTerm
 
 SPLITS = ("train", "validation", "test")
 """What molecules are for: training, ending the fit, and neither (held out)."""
@@ -292,6 +293,7 @@ class Prepared:
             "data_digest": self.digest,
             "force_field": [config.force_field] if isinstance(config.force_field, str) else config.force_field,
             "force_field_digest": self.free.selection.parameters.digest,
+            "terms": [{"file": t, "sha256": definitions.sha256(t)} for t in config.terms],
             "charges": sorted({m for s in self.systems for m in s.charge_methods}),
             "data": [{"file": d.path.name, "sha256": provenance.sha256(d.path)} for d in config.data],
             **{
@@ -372,7 +374,8 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
         weights += [data.weight] * len(chosen)
     if not records:
         raise InputError(f"{config.source}: no record can be used; {len(problems)} problems, the first: {problems[0]}")
-    systems = parameterize(records, config.force_field, config.charges.method, config.flexible, progress)
+    terms = definitions.read(config.terms)
+    systems = parameterize(records, config.force_field, config.charges.method, config.flexible, progress, terms)
     tied = free_parameters.tying(config, systems[0].parameters, systems[0].source)
     known = {id(system): tied.system(system) for system in systems}
     systems = [known[id(system)] for system in systems]
@@ -437,6 +440,7 @@ def parameterize(
     charges: str = "force-field",
     flexible: bool = True,
     progress: Silent | None = None,
+    user_terms: Sequence[UserTerm] = (),
 ) -> list[System]:
     """A System for each record, one for all that have the same SMILES.
 
@@ -452,6 +456,8 @@ def parameterize(
         Without constraints, but for those of rigid water.
     progress
         See :mod:`offjax.fit.progress`.
+    user_terms
+        Definitions of sections that SMIRNOFF does not have.
 
     Raises
     ------
@@ -461,7 +467,7 @@ def parameterize(
     from offjax.parameterize import forcefield
 
     progress = Silent() if progress is None else progress
-    force_field = forcefield.load(files)
+    force_field = forcefield.load(files, forcefield.check_terms(user_terms))
     progress.stage("typing and charges", len(records))
     systems: list[System] = []
     known: dict[str, System] = {}
@@ -476,7 +482,7 @@ def parameterize(
                 part.assign_partial_charges(charges)
         given = None if charges == "force-field" else parts
         try:
-            system = System.from_smirnoff(force_field, parts, charge_from_molecules=given)
+            system = System.from_smirnoff(force_field, parts, charge_from_molecules=given, user_terms=user_terms)
         except OffjaxError as error:
             raise type(error)(f"{record.source}, group {record.name!r}: {error}") from error
         if systems:  # one force field: its text is kept once

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from offjax.fit.config import FitConfig
 from offjax.fit.free import FreeParameters, LeftOut, tying
 from offjax.fit.targets import QUANTITIES
 from offjax.fit.ties import TiedSelection
+from offjax.interop import definitions
 from offjax.interop.files import write_atomically
 from offjax.interop.records import components
 from offjax.parameters import ParameterSet, Selection
 from offjax.system import System
+from offjax.terms.user import UserTerm
 
 FORMAT, VERSION = "offjax-fit-result", 2
 AT_BOUND = 1e-9
@@ -153,6 +156,7 @@ class FitResult:
             f"Command: {p['command']}",
             f"Versions: {', '.join(f'{name} {version}' for name, version in p['versions'].items())}",
             *(f"Data: {d['file']}, SHA-256 {d['sha256']}" for d in p["data"]),
+            *(f"Terms: {t['file']}, SHA-256 {t['sha256']}" for t in p.get("terms", ())),
             f"Force field before: digest {self.initial.digest}",
             f"Configuration: {self.config.source.name if self.config.source else 'none'}, digest {p['config_digest']}",
             f"Training molecules: {', '.join(m.name for m in self.molecules if m.split == 'train')}",
@@ -202,15 +206,16 @@ class FitResult:
         return [(order[item.label], item.reason) for item in self.free.left_out]
 
     @classmethod
-    def load(cls, directory) -> FitResult:
+    def load(cls, directory, user_terms: Sequence[UserTerm] | None = None) -> FitResult:
         """Read ``result.h5``; the Systems are made again from the stored force field and charges.
 
-        Charges that come from parameters (library charges, charge increments) are assigned again.
+        Charges that come from parameters (library charges, charge increments) are assigned again. ``user_terms`` are
+        the definitions that the fit was made with; None: those of the files of its configuration, as they were.
 
         Raises
         ------
         InputError
-            No such file, or not a result of this version.
+            No such file, or not a result of this version; definitions of terms that are not there or not the same.
         """
         path = Path(directory) / "result.h5"
         if not path.is_file():
@@ -219,12 +224,12 @@ class FitResult:
             with h5py.File(path, "r") as file:
                 if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
                     raise InputError(f"{path}: not a fit result of version {VERSION}")
-                return cls._read(file, Path(directory))
+                return cls._read(file, Path(directory), user_terms)
         except (OSError, KeyError, json.JSONDecodeError) as error:
             raise InputError(f"{path}: not a complete fit result ({error}); run the fit again") from error
 
     @classmethod
-    def _read(cls, file, directory: Path) -> FitResult:
+    def _read(cls, file, directory: Path, user_terms: Sequence[UserTerm] | None) -> FitResult:
         from offjax.parameterize import forcefield
 
         header = json.loads(file["header"].asstr()[()])
@@ -232,8 +237,10 @@ class FitResult:
         config = FitConfig.model_validate(header["config"])
         if header["source"] is not None:
             config = config.model_copy(update={"source": Path(header["source"])})
-        force_field = forcefield.load(source)
-        molecules = [_molecule(g, force_field, config.flexible) for g in file["molecules"].values()]
+        if user_terms is None:
+            user_terms = _definitions(header["provenance"], directory)
+        force_field = forcefield.load(source, forcefield.check_terms(user_terms))
+        molecules = [_molecule(g, force_field, config.flexible, user_terms) for g in file["molecules"].values()]
         initial = molecules[0].system.parameters
         group = file["parameters"]
         tied = tying(config.model_copy(update={"force_field": []}), initial, source)
@@ -271,7 +278,19 @@ _ARRAYS = (
 )
 
 
-def _molecule(group, force_field, flexible: bool) -> MoleculeResult:
+def _definitions(provenance, directory: Path) -> tuple[UserTerm, ...]:
+    """The terms of the user, from the files that the fit had them from."""
+    known = provenance.get("terms", [])
+    for one in known:
+        if definitions.sha256(one["file"]) != one["sha256"]:
+            raise InputError(
+                f"{directory}: {one['file']} is not what the fit was made with any more: restore it, or pass the "
+                "definitions, FitResult.load(directory, user_terms=[...])"
+            )
+    return definitions.read([one["file"] for one in known])
+
+
+def _molecule(group, force_field, flexible: bool, user_terms: Sequence[UserTerm]) -> MoleculeResult:
     from openff.units import Quantity
 
     parts = components(group.attrs["smiles"], "result.h5, smiles", group.attrs["name"])
@@ -282,7 +301,11 @@ def _molecule(group, force_field, flexible: bool) -> MoleculeResult:
             part.partial_charges = Quantity(charges, "elementary_charge")
             given.append(part)
     system = System.from_smirnoff(
-        force_field, parts, charge_from_molecules=given or None, allow_nonintegral_charges=True
+        force_field,
+        parts,
+        charge_from_molecules=given or None,
+        allow_nonintegral_charges=True,
+        user_terms=user_terms,
     )
     known: dict[str, Any] = {name: group.attrs[name] for name in _NAMES}
     known |= {name: json.loads(group.attrs[name]) for name in _ERRORS}

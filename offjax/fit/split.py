@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,10 @@ import yaml
 from offjax.errors import InputError
 from offjax.fit.config import FitConfig
 from offjax.fit.environments import SECTIONS, query
+from offjax.interop import definitions
 from offjax.interop.files import write_atomically
-from offjax.parameterize import forcefield
+from offjax.parameterize import forcefield, plugins
+from offjax.terms.user import UserTerm
 
 if TYPE_CHECKING:
     from openff.toolkit import ForceField
@@ -21,7 +24,9 @@ if TYPE_CHECKING:
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def split(force_field, section: str, smirks: str, child: str) -> tuple[ForceField, str | None]:
+def split(
+    force_field, section: str, smirks: str, child: str, user_terms: Sequence[UserTerm] = ()
+) -> tuple[ForceField, str | None]:
     """A force field with one more parameter: a copy of that of ``smirks`` for the SMIRKS ``child``, right after it.
 
     Parameters
@@ -34,6 +39,8 @@ def split(force_field, section: str, smirks: str, child: str) -> tuple[ForceFiel
         The SMIRKS of the parent, exactly as in the file, or its id.
     child
         The new SMIRKS.
+    user_terms
+        Definitions of sections of the force field that SMIRNOFF does not have.
 
     Returns
     -------
@@ -46,9 +53,7 @@ def split(force_field, section: str, smirks: str, child: str) -> tuple[ForceFiel
     InputError
         No such section or parent, a SMIRKS that the section does not accept or that is there already.
     """
-    from openff.toolkit import ForceField
-
-    old = forcefield.load(force_field)
+    old = forcefield.load(force_field, user_terms)
     if section not in old.registered_parameter_handlers or section not in SECTIONS:
         have = ", ".join(s for s in SECTIONS if s in old.registered_parameter_handlers)
         raise InputError(f"no section {section!r} to split in this force field; it has {have}")
@@ -65,7 +70,7 @@ def split(force_field, section: str, smirks: str, child: str) -> tuple[ForceFiel
         content["id"] = identity = next(
             n for a in ("", *LETTERS) for b in LETTERS if (n := parent.id + a + b) not in ids
         )
-    new = ForceField(forcefield.text(old), allow_cosmetic_attributes=True)
+    new = plugins.force_field([forcefield.text(old)], user_terms)
     made = type(parent)(**content, allow_cosmetic_attributes=True)
     new.get_parameter_handler(section).add_parameter(parameter=made, after=found[0])
     return new, identity
@@ -83,11 +88,12 @@ def refit_files(config: FitConfig, section: str, smirks: str, child: str, direct
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    force_field, identity = split(config.force_field, section, smirks, child)
+    force_field, identity = split(config.force_field, section, smirks, child, definitions.read(config.terms))
     write_atomically(directory / "split.offxml", forcefield.text(force_field).encode())
     content = config.model_dump(mode="json", exclude_none=True)
     content["force_field"] = "split.offxml"
     content["output"] = {"directory": "fit-output"}
+    content["terms"] = [os.path.relpath(t, directory) if t.endswith(".py") else t for t in config.terms]
     for data, given in zip(content["data"], config.data, strict=True):
         data["path"] = os.path.relpath(given.path, directory)
     parent = next(p for p in force_field.get_parameter_handler(section).parameters if smirks in (p.smirks, p.id))

@@ -126,7 +126,8 @@ def load(force_field, user_terms: Sequence[UserTerm] = ()) -> ForceField:
         if found := re.search(r"parameter handler class for tag '(\w+)'", str(error)):
             raise UnsupportedError(
                 f"force field {', '.join(names)}: section <{found[1]}> is not supported; supported are "
-                f"{', '.join(SECTIONS)}, and those of the definitions in user_terms"
+                f"{', '.join(SECTIONS)}, and those of the definitions in user_terms (terms in the configuration of a "
+                "fit, --terms on the command line)"
             ) from error
         raise InputError(f"force field {', '.join(names)}: KeyError: {error}") from error
     except Exception as error:
@@ -234,8 +235,8 @@ def check(force_field: ForceField, user_terms: Sequence[UserTerm] = ()) -> None:
         if name not in SECTIONS:
             raise UnsupportedError(
                 f"section <{name}> is not supported; supported are {', '.join(SECTIONS)}. Define its energy as an "
-                "offjax.UserTerm and pass it in user_terms, or remove"
-                f" it it with ForceField.deregister_parameter_handler({name!r}) if its energy is not wanted"
+                "offjax.UserTerm and pass it in user_terms, or remove "
+                f"it with ForceField.deregister_parameter_handler({name!r}) if its energy is not wanted"
             )
         if str(handler.version) not in VERSIONS[name]:
             raise UnsupportedError(

@@ -97,7 +97,6 @@ def _check_list(option: str, molecules) -> None:
 
 SLOT_ATTRIBUTES = SECTIONS | {
     "Constraints": ("distance",),
-    "GBSA": ("radius", "scale"),
     "VirtualSites": GEOMETRY,
 }
 

@@ -36,7 +36,7 @@ from offjax import geometry
 from offjax.constants import COULOMB
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Bool, Float
 
 
 OFFSET = 0.009
@@ -98,22 +98,26 @@ def energies(
     surface_area_penalty: float,
     solvent_radius: float,
     cutoff: float = math.inf,
+    present: Bool[Array, " atom"] | None = None,
 ) -> Float[Array, " atom"]:
     """Solvation energy of every atom, kJ/mol, half of each pair's.
 
     charge in e; radius in nm, above 0.009; scale without unit; surface_area_penalty in kJ/mol/nm^2, zero for no
-    surface term; solvent_radius and cutoff in nm. Atoms at one point do not descreen each other.
+    surface term; solvent_radius and cutoff in nm. Atoms at one point do not descreen each other. Those that are not
+    ``present`` count nowhere, and have the energy zero.
     """
     difference = positions[:, None] - positions[None, :]
     r2 = geometry.dot(difference, difference)
     apart = r2 > 0
-    other = ~jnp.eye(len(positions), dtype=bool)
-    near = other & (r2 <= cutoff**2)
+    itself = jnp.eye(len(positions), dtype=bool)
+    near = ~itself & (r2 <= cutoff**2)
+    if present is not None:
+        near = near & present[:, None] & present[None, :]
     born = born_radii(jnp.sqrt(jnp.where(apart, r2, 1.0)), near & apart, radius, scale, model)
     product = born[:, None] * born[None, :]
     inverse = 1.0 / jnp.sqrt(r2 + product * jnp.exp(-r2 / (4.0 * product)))
-    inverse = jnp.where(near, inverse - 1.0 / cutoff, jnp.where(other, 0.0, inverse))
+    inverse = jnp.where(near, inverse - 1.0 / cutoff, jnp.where(itself, inverse, 0.0))
     strength = -0.5 * COULOMB * (1.0 / solute_dielectric - 1.0 / solvent_dielectric)
     polar = strength * charge * (inverse @ charge)
     surface = 4.0 * math.pi * surface_area_penalty * (radius + solvent_radius) ** 2 * (radius / born) ** 6
-    return polar + surface
+    return polar + surface if present is None else jnp.where(present, polar + surface, 0.0)

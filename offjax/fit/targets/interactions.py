@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from offjax.batch import PlainBatch
 from offjax.batching.instances import Affine, Instances, MoleculeTerms, extract
 from offjax.batching.plain import flatten
-from offjax.errors import InputError
+from offjax.errors import InputError, UnsupportedError
 from offjax.fit import config
 from offjax.fit.targets.target import Found
 from offjax.interop.records import Record
@@ -88,6 +88,11 @@ def _with_sites(system: System, record: Record) -> np.ndarray:
 
 def intermolecular(system: System) -> MoleculeTerms:
     """Of the terms of a System the pairs whose atoms belong to different molecules."""
+    if system.gbsa is not None:
+        raise UnsupportedError(
+            "<GBSA>: interaction energies in implicit solvent are not sums over pairs and are not supported; leave the "
+            "section out of the force field, or use targets of energies"
+        )
     terms, topology = extract(system), system.topology
     of = np.repeat(np.arange(topology.n_molecules), np.diff(topology.offsets))
     of = np.concatenate([of, np.repeat(np.arange(topology.n_molecules), np.diff(topology.site_offsets))])
