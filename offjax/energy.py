@@ -470,13 +470,15 @@ def _host_cast(value, dtype):
 
 
 def in_nm(length):
-    """A length without unit, in nm: strips OpenFF/pint and OpenMM quantities."""
+    """A length without unit, in nm: strips OpenFF/pint and OpenMM quantities; refuses text."""
     if hasattr(length, "m_as"):
         return length.m_as("nanometer")
     if hasattr(length, "value_in_unit"):
         from openmm import unit
 
         return length.value_in_unit(unit.nanometer)
+    if isinstance(length, str):
+        raise InputError(f"expected a length in nm, or a quantity with a unit, got the text {length!r}")
     return length
 
 
@@ -687,7 +689,7 @@ def _ewald(which: str, alpha, grid, box, tolerance: float) -> ewald.Ewald:
         raise InputError(f"{which}_alpha must be positive, in 1/nm, got {alpha}")
     if grid is None:
         grid = ewald.grid_size(float(alpha), np.diag(box), tolerance, dispersion=which == "dispersion")
-    if len(grid) != 3 or any(int(n) != n or n < ewald.MIN_GRID for n in grid):
+    if np.shape(grid) != (3,) or any(int(n) != n or n < ewald.MIN_GRID for n in grid):
         raise InputError(
             f"{which}_grid must be three numbers of grid points, each at least {ewald.MIN_GRID}, got {grid}"
         )

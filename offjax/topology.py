@@ -157,7 +157,10 @@ def reduced_box(box) -> np.ndarray | None:
         from openmm import unit
 
         box = box.value_in_unit(unit.nanometer)
-    array = np.array(box, dtype=np.float64)
+    try:
+        array = np.array(box, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a box is (3, 3) rows or (3,) edges in nm, got {box!r}") from error
     if array.shape == (3,):
         array = np.diag(array)
     if array.shape != (3, 3):

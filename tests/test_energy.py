@@ -243,6 +243,7 @@ def test_cutoff_is_openmm_s(switch):
         ({"cutoff": 0.9}, InputError, "cutoff and switch need"),
         ({"nonbonded_method": "CutoffNonPeriodic", "cutoff": -1.0}, InputError, "cutoff must be positive"),
         ({"nonbonded_method": "CutoffNonPeriodic", "cutoff": 0.5, "switch": 0.6}, InputError, "switch must lie"),
+        ({"nonbonded_method": "CutoffNonPeriodic", "cutoff": "9 angstrom"}, InputError, "got the text '9 angstrom'"),
         ({"pme_grid": (8, 8, 8)}, InputError, "need nonbonded_method PME or LJPME"),
         ({"dispersion_grid": (8, 8, 8)}, InputError, "need nonbonded_method LJPME"),
         ({"accumulate": "float16"}, InputError, "accumulate"),

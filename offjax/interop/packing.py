@@ -67,12 +67,14 @@ def build_box(
     InputError
         Lengths that differ, counts or a density that make no sense, Packmol absent or without a solution.
     """
-    from openff.toolkit import Topology
+    from openff.toolkit import Molecule, Topology
     from openff.units import Quantity
 
     molecules, counts = list(molecules), list(counts)
     if len(molecules) != len(counts) or not molecules:
         raise InputError(f"build_box needs one count a molecule, got {len(molecules)} molecules, {len(counts)} counts")
+    if wrong := [m for m in molecules if not isinstance(m, Molecule)]:
+        raise InputError(f"build_box needs openff.toolkit Molecules, got {wrong[0]!r}; Molecule.from_smiles makes one")
     if not all(isinstance(n, int | np.integer) and n >= 0 for n in counts) or not sum(counts):
         raise InputError(f"counts must be integers, not negative, and not all zero, got {counts}")
     density = _in_grams_per_milliliter(density)
@@ -96,7 +98,7 @@ def _in_grams_per_milliliter(density) -> float:
         from openmm import unit
 
         density = density.value_in_unit(unit.gram / unit.milliliter)
-    if not 0 < float(density) < DENSEST:
+    if not isinstance(density, int | float | np.number) or not 0 < density < DENSEST:
         raise InputError(f"density must be in g/mL, between 0 and {DENSEST:g}, got {density}")
     return float(density)
 

@@ -195,6 +195,8 @@ def neighbor_list(
     x = _in_space(x)
     if not (cutoff > 0 and skin >= 0):
         raise InputError(f"cutoff must be positive and skin not negative, got {cutoff} and {skin}")
+    if not headroom >= 1:
+        raise InputError(f"headroom must be at least 1, got {headroom}")
     if capacity is not None and not (isinstance(capacity, Capacity) and min(capacity) > 0):
         raise InputError(f"capacity must be that of another list, neighbors.capacity, got {capacity!r}")
     if capacity is not None and capacity.rows % CHUNK:

@@ -43,6 +43,8 @@ def test_a_packed_box_is_a_system_with_a_finite_energy():
         ([WATER], [-1], 1.0, "negative"),
         ([WATER], [10.7], 0.8, "integers"),
         ([WATER], [10], 997.0, "g/mL"),
+        ([WATER], [10], "0.9", "g/mL"),
+        (["O"], [10], 0.9, "Molecule.from_smiles"),
         ([ETHANOL], [1], 20.0, "too small"),
         ([WATER], [20], 6.0, "lower the density"),
     ],

@@ -126,6 +126,13 @@ def test_lists_that_do_not_fit_are_refused():
     assert_close(energy(p, far, BOX, neighbors.update(far, BOX)), energy(p, far, BOX), 1e-10)
     with pytest.raises(NeighborListError, match="overflowed"):
         energy(p, x, BOX, energy.neighbor_list(2 * x, 2 * BOX, skin=0.05).update(x, BOX))
+    with pytest.raises(InputError, match="headroom must be at least 1"):
+        energy.neighbor_list(x, BOX, skin=0.05, headroom=0.9)
+    for text in ("3 3 3", [[1, 2], [3]]):
+        with pytest.raises(InputError, match=r"a box is|got the text"):
+            energy(p, x, text)
+    with pytest.raises(InputError, match="three numbers of grid points"):
+        system.to_jax(pme_grid=32)
     with pytest.raises(InputError, match="within 0.8 nm"):
         system.to_jax(cutoff=0.8)(p, x, BOX, neighbors)
     with pytest.raises(InputError, match="all pairs"):
