@@ -293,7 +293,7 @@ class Prepared:
             "data_digest": self.digest,
             "force_field": [config.force_field] if isinstance(config.force_field, str) else config.force_field,
             "force_field_digest": self.free.selection.parameters.digest,
-            "terms": [{"file": t, "sha256": definitions.sha256(t)} for t in config.terms],
+            "terms": [{"file": definitions.absolute(t), "sha256": definitions.sha256(t)} for t in config.terms],
             "charges": sorted({m for s in self.systems for m in s.charge_methods}),
             "data": [{"file": d.path.name, "sha256": provenance.sha256(d.path)} for d in config.data],
             **{

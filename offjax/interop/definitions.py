@@ -36,6 +36,11 @@ def sha256(name: str) -> str:
     return hashlib.sha256(_file(str(name)).read_bytes()).hexdigest()
 
 
+def absolute(name: str) -> str:
+    """The name by which the file or module is found from any working directory."""
+    return str(Path(name).resolve()) if name.endswith(".py") else name
+
+
 def _file(name: str) -> Path:
     if name.endswith(".py"):
         if not Path(name).is_file():

@@ -37,7 +37,7 @@ def test_the_double_exponential_is_fitted_and_exported(run, example, tmp_path):
     assert loss[-1] < 0.9 * loss[0]
     moved = fit.table().query("section == 'DoubleExponential'")
     assert len(moved) == 8 and np.count_nonzero(moved["change"]) == 8
-    terms = str(example / "double_exponential.py")
+    terms = str((example / "double_exponential.py").resolve())
     assert fit.provenance["terms"] == [{"file": terms, "sha256": definitions.sha256(terms)}]
     assert "Terms: " in (out / "fitted.offxml").read_text()
 
