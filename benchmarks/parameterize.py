@@ -52,7 +52,9 @@ def once(engine: str) -> dict[str, float]:
     if engine == "interchange":
         from openff.interchange import Interchange
     else:
-        parameterize = offjax.System.from_smirnoff  # imports what it needs
+        import offjax.parameterize.smirnoff  # as System.from_smirnoff does when it is first called
+
+        parameterize = offjax.System.from_smirnoff
 
     force_field = ForceField(FORCE_FIELD)
     everything, charged = molecules()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from offjax import virtual_sites
 from offjax.batching.instances import Affine, MoleculeTerms
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
 
 GEOMETRY = ("distance", "outOfPlaneAngle", "inPlaneAngle")
 
