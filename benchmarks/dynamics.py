@@ -177,8 +177,6 @@ def jax_md_run(dtype, x, v, side, steps):
 
 def replicas() -> None:
     """Milliseconds of CPU time for 200 steps of one replica, alone and in batches; jax-md where it is installed."""
-    from jax import lax
-
     n, side, steps = 32, 32**0.5, 200
     displacement, shift = md.periodic(side)
     energy = md.pair_energy(md.soft_sphere, displacement)
@@ -186,7 +184,7 @@ def replicas() -> None:
 
     def ours(key):
         x = jax.random.uniform(key, (n, 2), maxval=side)
-        return lax.fori_loop(0, steps, lambda _, s: integrator.step(s)[0], integrator.init(key, x)).positions
+        return jax.lax.fori_loop(0, steps, lambda _, s: integrator.step(s)[0], integrator.init(key, x)).positions
 
     engines = {"offjax": ours}
     try:
@@ -201,27 +199,24 @@ def replicas() -> None:
 
         def theirs(key):
             x = jax.random.uniform(key, (n, 2), maxval=side)
-            return lax.fori_loop(0, steps, lambda _, s: apply(s), init(key, x)).position
+            return jax.lax.fori_loop(0, steps, lambda _, s: apply(s), init(key, x)).position
 
         engines["jax-md"] = theirs
-    print(f"{'ms for 200 steps of a replica':32s}" + "".join(f"{b:>10d}" for b in (1, 10, 100, 256)))
+    counts = (1, 10, 100, 400)
+    print(f"{'ms for 200 steps of a replica':32s}" + "".join(f"{count:>10d}" for count in counts))
     for name, run in engines.items():
-        for way, batched in (
-            ("vmap", lambda keys: jax.vmap(run)(keys)),  # noqa: B023
-            ("10 at a time", lambda keys: lax.map(run, keys, batch_size=10)),  # noqa: B023
-        ):
-            row = []
-            for count in (1, 10, 100, 256):
-                keys = jax.random.split(jax.random.key(0), count)
-                function = jax.jit(batched)
+        row = []
+        for count in counts:
+            keys = jax.random.split(jax.random.key(0), count)
+            function = jax.jit(jax.vmap(run))
+            jax.block_until_ready(function(keys))
+            found = []
+            for _ in range(5):
+                began = time.process_time()
                 jax.block_until_ready(function(keys))
-                found = []
-                for _ in range(5):
-                    began = time.process_time()
-                    jax.block_until_ready(function(keys))
-                    found.append(time.process_time() - began)
-                row.append(1e3 * statistics.median(found) / count)
-            print(f"{name + ', ' + way:32s}" + "".join(f"{t:10.2f}" for t in row))
+                found.append(time.process_time() - began)
+            row.append(1e3 * statistics.median(found) / count)
+        print(f"{name:32s}" + "".join(f"{t:10.2f}" for t in row))
 
 
 if __name__ == "__main__":

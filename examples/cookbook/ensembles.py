@@ -1,4 +1,4 @@
-"""Ensembles: 400 replicas of 32 soft disks at ten temperatures, in one program by vmap, ten at a time.
+"""Ensembles: 400 replicas of 32 soft disks at ten temperatures, in one program by vmap.
 
     python examples/cookbook/ensembles.py [--output cookbook-output]
 
@@ -25,7 +25,7 @@ from offjax import md
 jax.config.update("jax_enable_x64", True)
 
 N, SIDE = 32, 32**0.5  # number density 1
-REPLICAS, CHUNK = 400, 10
+REPLICAS = 400
 
 
 def final_energy(key, kT, steps: int = 2000):
@@ -47,11 +47,11 @@ def final_energy(key, kT, steps: int = 2000):
 
 
 def times() -> dict[int, float]:
-    """Milliseconds of processor time a replica, the best of three; ten at a time, so that they stay in the cache."""
+    """Milliseconds of processor time a replica, the best of three."""
     found = {}
     for count in (1, 10, 100, REPLICAS):
         keys = jax.random.split(jax.random.key(0), count)
-        run = jax.jit(lambda keys: jax.lax.map(partial(final_energy, kT=1e-3, steps=200), keys, batch_size=CHUNK))
+        run = jax.jit(jax.vmap(partial(final_energy, kT=1e-3, steps=200)))
         jax.block_until_ready(run(keys))
         best = np.inf
         for _ in range(3):
@@ -72,8 +72,7 @@ def main() -> None:
     # 40 replicas at each of the ten temperatures
     keys = jax.random.split(jax.random.key(1), REPLICAS)
     kT = jnp.asarray(np.repeat(temperatures, REPLICAS // 10))
-    energies = jax.jit(lambda *each: jax.lax.map(lambda e: final_energy(*e), each, batch_size=CHUNK))(keys, kT)
-    energies = np.asarray(energies).reshape(10, -1) / N
+    energies = np.asarray(jax.jit(jax.vmap(final_energy))(keys, kT)).reshape(10, -1) / N
     mean, error = energies.mean(1), energies.std(1, ddof=1) / np.sqrt(energies.shape[1])
     exponent, offset = np.polyfit(np.log(temperatures), np.log(mean), 1)
     for kT, m, e in zip(temperatures, mean, error, strict=True):

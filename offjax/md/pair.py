@@ -14,6 +14,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float
 
 from offjax import geometry
@@ -96,9 +98,10 @@ def pair_energy(
     displacement
         That of a :class:`~offjax.md.space.Space`.
     species
-        (n,) integers from 0, or None. With species, a parameter may be a symmetric table (n_species, n_species).
+        (n,) integers from 0, or None. With species, a parameter may be a table (n_species, n_species).
     combine
-        For parameters given per particle, (n,): a rule for each, for example ``{"sigma": lambda a, b: (a + b) / 2}``.
+        For parameters given per particle, (n,): a rule for each, for example ``{"sigma": lambda a, b: (a + b) / 2}``,
+        the same for (a, b) and (b, a).
     accumulate
         A wider type, such as ``"float64"`` for float32 positions: pairs are evaluated in the type of the positions,
         and energies and forces summed in this one.
@@ -106,14 +109,15 @@ def pair_energy(
     Returns
     -------
     ``energy(positions, box=None, neighbors=None, **parameters)``: positions (n, dimension), any dimension. A
-    parameter is a number, a table by species, a value for each particle, or a matrix (n, n). With a matrix the pair
-    (i, j) is the mean of u with the elements (i, j) and (j, i), so the derivative of one element is half of that of
-    the pair.
+    parameter is a number, a table by species, a value for each particle, or a matrix (n, n). With a table or a matrix
+    the pair (i, j) is the mean of u with the elements (i, j) and (j, i), so the derivative of one element is half of
+    that of the pair.
 
     With ``neighbors``, a list of :func:`offjax.nonbonded.neighbors.neighbor_list`, the sum runs over the pairs within
     the list's cutoff, in one to three dimensions; the box, if there is one, must be given in the call. Numbers, tables
     and values of particles are cheap then; with matrices (n, n), and where ``potential`` closes over traced values,
-    derivatives take about four times as long.
+    derivatives take about four times as long. (Tables that are not known to be symmetric, for they are traced, take
+    both their elements: up to twice the time.)
 
     The diagonal i = j is not part of the sum in any derivative: it is evaluated at the values of a neighbouring pair
     and thrown away, so it adds no NaN however the potential behaves at r = 0 and whatever stands on the diagonal
@@ -122,10 +126,13 @@ def pair_energy(
     Raises
     ------
     InputError
-        A parameter of another shape, or one value a particle without a rule to combine them; a box shorter than twice
-        the cutoff of a :func:`smooth_cutoff` (the energy is not-a-number where the box is traced).
+        A parameter of another shape, or one value a particle without a rule to combine them, or with one that depends
+        on their order; a box shorter than twice the cutoff of a :func:`smooth_cutoff` (the energy is not-a-number where
+        the box is traced).
     """
     rules = dict(combine or {})
+    for name, rule in rules.items():
+        _check_rule(name, rule)
     kinds = None if species is None else np.asarray(species)
     if kinds is not None and (kinds.ndim != 1 or not np.issubdtype(kinds.dtype, np.integer) or kinds.min() < 0):
         raise InputError("species must be (n,) integers from 0")
@@ -141,20 +148,91 @@ def pair_energy(
         if accumulate is not None:
             x = x.astype(accumulate)
         extra = {} if box is None else {"box": box}
-        vectors = displacement(x[:, None], x[None, :], **extra).astype(dtype)
         itself = jnp.eye(n, dtype=bool)
-        r2 = jnp.where(itself, jnp.roll(geometry.dot(vectors, vectors), 1, axis=1), geometry.dot(vectors, vectors))
         values = {
             name: jnp.where(itself, jnp.roll(value, 1, axis=1), value) if jnp.ndim(value) == 2 else value
             for name, value in values.items()
         }
-        u = jnp.where(itself, 0.0, potential(geometry.safe_sqrt(r2), **values))
-        total = 0.5 * jnp.sum(u, dtype=accumulate)
+        ways = [values]
+        if not _symmetric(parameters):
+            ways += [{name: jnp.transpose(value) for name, value in values.items()}]
+
+        def of_pairs(first, second):
+            vectors = displacement(first, second, **extra).astype(dtype)
+            r = distance(geometry.dot(vectors, vectors))
+            u = sum(potential(r, **way) for way in ways) / len(ways)
+            return jnp.where(itself, 0.0, u).astype(accumulate or dtype)
+
+        total = _half_sum(*_without_closure(of_pairs, *_all_pairs(x)), x)
         if isinstance(potential, _SmoothCutoff) and isinstance(displacement, NearestImage):
             total *= displacement.reaches(potential.cutoff, box)
         return total
 
     return energy
+
+
+def _symmetric(parameters) -> bool:
+    """Whether all tables and matrices are known to be symmetric: else a pair is the mean of both its elements."""
+    matrices = [value for value in parameters.values() if jnp.ndim(value) == 2]
+    return not any(isinstance(m, jax.core.Tracer) or not np.array_equal(m, np.transpose(m)) for m in matrices)
+
+
+def _all_pairs(x):
+    """Either particle of each pair (n, n, dimension); in place of itself, another one is given."""
+    n = len(x)
+    first = jnp.broadcast_to(x[:, None], (n, *x.shape))
+    return first, jnp.where(jnp.eye(n, dtype=bool)[:, :, None], jnp.roll(x, 1, axis=0)[:, None], x)
+
+
+def _without_closure(function, *arguments):
+    """``function(hidden, *arguments)`` and the arrays ``hidden`` that it closed over, traced ones among them."""
+    made = jax.make_jaxpr(function)(*arguments)
+    return lambda hidden, *arguments: jaxpr_as_fun(ClosedJaxpr(made.jaxpr, hidden))(*arguments)[0], made.consts
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _half_sum(of_pairs, hidden, x):
+    """1/2 sum over i, j of ``of_pairs(hidden, x_i, x_j)`` (n, n), which is symmetric.
+
+    Derivatives in the positions come from one pass over the pairs with few arrays in between, so that replicas under
+    ``vmap`` stay in the cache; those in ``hidden``, all else that the energy depends on, from plain differentiation.
+    """
+    return 0.5 * jnp.sum(of_pairs(hidden, *_all_pairs(x)))
+
+
+@partial(_half_sum.defjvp, symbolic_zeros=True)
+def _half_sum_rule(of_pairs, primals, tangents):
+    (hidden, x), (of_hidden, dx) = primals, tangents
+    energy, gradient = _with_gradient(of_pairs, hidden, x)
+    change = jnp.zeros((), energy.dtype) if isinstance(dx, SymbolicZero) else jnp.sum(gradient * dx)
+    moving = {k: tangent for k, tangent in enumerate(of_hidden) if not isinstance(tangent, SymbolicZero)}
+    if moving:
+
+        def of_moving(values):
+            return 0.5 * jnp.sum(of_pairs([values.get(k, v) for k, v in enumerate(hidden)], *_all_pairs(x)))
+
+        change += jax.jvp(of_moving, ({k: hidden[k] for k in moving},), (moving,))[1]
+    return energy, change
+
+
+def _with_gradient(of_pairs, hidden, x):
+    first, second = _all_pairs(x)
+    u, pull = jax.vjp(lambda first: of_pairs(hidden, first, second), first)
+    slopes = pull(jnp.ones_like(u))[0]
+    energies, *gradient = _row_sums(u, *(slopes[:, :, k] for k in range(x.shape[1])))
+    return 0.5 * jnp.sum(energies), jnp.stack(gradient, axis=1)
+
+
+@jax.custom_jvp
+def _row_sums(*terms):
+    """Sums over the second axis, all of them in one loop."""
+    zero = tuple(jnp.zeros((), t.dtype) for t in terms)
+    return jax.lax.reduce(terms, zero, lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)), (1,))
+
+
+@_row_sums.defjvp
+def _row_sums_rule(terms, tangents):
+    return _row_sums(*terms), tuple(jnp.sum(t, axis=1) for t in tangents)
 
 
 def _of_list(potential, x, box, neighbors, parameters, species, rules, accumulate):
@@ -176,13 +254,18 @@ def _of_list(potential, x, box, neighbors, parameters, species, rules, accumulat
         columns += added
         pairs[name] = partial(_combined, combined, start, start + len(added))
 
+    one_way = bool(matrices) or _symmetric(parameters)
+
     def of_r2(r2, first, second, *elements):
-        of_pairs = {name: of(first, second) for name, of in pairs.items()}
-        return potential(distance(r2), **constant, **of_pairs, **dict(zip(matrices, elements, strict=True)))
+        u, r, of_matrices = 0.0, distance(r2), dict(zip(matrices, elements, strict=True))
+        ways = [(first, second)] if one_way else [(first, second), (second, first)]
+        for way in ways:
+            u += potential(r, **constant, **of_matrices, **{name: of(*way) for name, of in pairs.items()}) / len(ways)
+        return u
 
     one = jnp.ones((), x.dtype)
     several = (one,) * len(columns)
-    _, hidden = jax.closure_convert(of_r2, one, several, several, *(one for _ in matrices))
+    hidden = _without_closure(of_r2, one, several, several, *(one for _ in matrices))[1]
     return blocks.pair_energy(
         of_r2,
         neighbors,
@@ -190,13 +273,21 @@ def _of_list(potential, x, box, neighbors, parameters, species, rules, accumulat
         box,
         tuple(columns),
         matrices=tuple(matrices.values()),
-        plain=bool(hidden),
+        plain=any(isinstance(value, jax.core.Tracer) for value in hidden),
         accumulate=accumulate,
     )
 
 
 def _is_table(shape, species) -> bool:
     return species is not None and shape == (species.max() + 1,) * 2
+
+
+def _check_rule(name: str, rule: Callable) -> None:
+    with jax.ensure_compile_time_eval():
+        a, b = jnp.array([0.3, 1.7]), jnp.array([1.1, 0.4])
+        there, back = rule(a, b), rule(b, a)
+    if not isinstance(there, jax.core.Tracer) and not np.allclose(there, back, equal_nan=True):
+        raise InputError(f"the rule that combines {name!r} must not depend on the order of the two particles")
 
 
 def _check_species(species, n: int) -> None:
@@ -209,23 +300,16 @@ def _combined(rule, start, stop, first, second):
 
 
 def _of_particles(name: str, value, n: int, species, rule):
-    """Values of particles (n,), and how two particles' values make that of the pair, symmetric in the two."""
+    """Values of particles (n,), and how two particles' values make that of the pair."""
     if value.shape == ():
         return [jnp.broadcast_to(value, (n,))], lambda a, b: 0.5 * (a[0] + b[0])
     if _is_table(value.shape, species):
         _check_species(species, n)
-        if not isinstance(value, jax.core.Tracer) and not np.array_equal(value, value.T):
-            raise InputError(f"parameter {name!r}: with a neighbour list a table of species must be symmetric")
         rows = list(value[species].T)
         kinds = list(jax.nn.one_hot(species, len(rows), dtype=value.dtype).T)
         m = len(rows)
 
-        def looked_up(a, b):
-            there = sum(a[k] * b[m + k] for k in range(m))
-            back = sum(b[k] * a[m + k] for k in range(m))
-            return 0.5 * (there + back)
-
-        return rows + kinds, looked_up
+        return rows + kinds, lambda a, b: sum(a[k] * b[m + k] for k in range(m))
     if value.shape == (n,) and rule is not None:
         return [value], lambda a, b: rule(a[0], b[0])
     _of_pairs(name, value, n, species, rule)  # raises the same errors
