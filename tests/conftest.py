@@ -1,5 +1,6 @@
 """What all tests share: double precision, as the command line and the fitting drivers use it."""
 
+import gc
 from pathlib import Path
 
 import jax
@@ -23,3 +24,13 @@ def private_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OFFJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_maps():
+    """Drops compiled programs between files: each has some memory maps, and XLA aborts beyond the 65,530 of Linux."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
