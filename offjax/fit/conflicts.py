@@ -191,13 +191,14 @@ def _freed(systems: Sequence[System], chosen: np.ndarray, free: np.ndarray):
     """
     old = systems[0].parameters.schema
     position = {int(column): n for n, column in enumerate(free)}
+    of_section = np.array([old.flat[column].section for column in free])
     slots: list[Slot] = []
     rows: list[dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]] = []
     count = 0
     for m, system in enumerate(systems):
         rows.append({})
         for section in (s for s in SECTIONS if s in system.terms and chosen[m]):
-            term, mine = system.terms[section], free[[old.flat[c].section == section for c in free]]
+            term, mine = system.terms[section], free[of_section == section]
             first = np.unique(term.slot, return_index=True)[1]  # of each slot's instances
             for attribute, matrix in system.assignment[section].items():
                 used = np.isin(matrix.columns, mine) & (matrix.values != 0) & system.active[section][matrix.rows]

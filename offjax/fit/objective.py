@@ -333,8 +333,8 @@ class FitObjective:
         self._last = [known, *(item for item in self._last if item.point != known.point)][:2]
 
     @cached_property
-    def _parts(self) -> list[FitData]:
-        """The minibatches of all epochs, each with its share of every kind of data."""
+    def _lasting_minibatches(self) -> list[FitData]:
+        """The minibatches that all epochs share, each with its part of every kind of data."""
         assert self._subset is not None and self.minibatch is not None
         n = -(-len(self.training) // self.minibatch)
         order = np.random.default_rng(self.seed).permutation(self.training)
@@ -388,7 +388,7 @@ class FitObjective:
         n = -(-m // k)
         random = np.random.default_rng([self.seed, epoch])
         if self.data.components:
-            return [self._parts[i] for i in random.permutation(n)]
+            return [self._lasting_minibatches[i] for i in random.permutation(n)]
         order = random.permutation(self.training)
         # the last part is filled with molecules of weight 0: all parts have one shape
         filled, weights = np.resize(order, n * k), np.where(np.arange(n * k) < m, float(n), 0.0)
