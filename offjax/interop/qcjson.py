@@ -82,7 +82,8 @@ def _beginning(text: str) -> tuple[Any, int]:
     decoder, entries, at = json.JSONDecoder(), [], start.end()
     with contextlib.suppress(ValueError):
         while True:
-            at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n,"))
+            while text[at : at + 1] in tuple(" \t\r\n,"):
+                at += 1
             entry, at = decoder.raw_decode(text, at)
             entries.append(entry)
     return entries if start[1] is None else {start[1]: entries}, len(entries)
