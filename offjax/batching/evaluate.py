@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from offjax.batching import kernel
 from offjax.batching.chunks import Chunks
-from offjax.batching.linear import linear
+from offjax.linear import linear
 
 
 def term_parameters(values, chunks: Chunks):

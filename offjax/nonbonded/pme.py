@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offjax.constants import COULOMB
+from offjax.linear import linear
 from offjax.nonbonded.ewald import Ewald
 from offjax.nonbonded.periodic import reciprocal_vectors, volume
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 
 ORDER = 5
+
+_TOGETHER = 512
+"""Particles whose windows are made at once."""
 
 _WIDTH = 8
 """Grid points of a window along c: ORDER and zeros, so that a row is one or two vector registers."""
@@ -101,34 +105,63 @@ def spread(
 ) -> Float[Array, "x y z"]:
     """The strengths on the grid, each on 5 x 5 x 5 points around its particle.
 
-    One scatter of whole windows into a grid with margins, which are then added to the opposite side.
+    Scatters of whole windows into a grid with margins, which are then added to the opposite side. Some particles at a
+    time: the windows of all would be many times as large as everything else, and would leave the cache.
     """
     dtype = positions.dtype
     fractional = positions @ reciprocal_vectors(box)
     scaled = (fractional - jnp.floor(fractional)) * np.asarray(grid, dtype)
+    margins = (ORDER - 1, ORDER - 1, _WIDTH - 1)
+    filled = jnp.zeros([n + margin for n, margin in zip(grid, margins, strict=True)], dtype)
+    n_steps = -(-len(strengths) // _TOGETHER)
+    if n_steps == 1:
+        filled, _ = _add_windows(filled, (scaled, strengths), grid)
+    else:
+        missing = n_steps * _TOGETHER - len(strengths)
+        steps = (
+            jnp.pad(scaled, ((0, missing), (0, 0))).reshape(n_steps, _TOGETHER, 3),
+            jnp.pad(strengths, (0, missing)).reshape(n_steps, _TOGETHER),
+        )
+        filled, _ = jax.lax.scan(functools.partial(_add_windows, grid=grid), filled, steps)
+    return linear(functools.partial(_fold, grid=grid), functools.partial(_extend, grid=grid), (), filled)
+
+
+def _fold(_, filled, *, grid):
+    """The grid without its margins, which are added to the opposite side: in place, a few planes an axis."""
+    for axis, n in enumerate(grid):
+        first = jax.lax.slice_in_dim(filled, 0, ORDER - 1, axis=axis)
+        beyond = jax.lax.slice_in_dim(filled, n, n + ORDER - 1, axis=axis)
+        filled = jax.lax.dynamic_update_slice(filled, first + beyond, (0, 0, 0))
+    return filled[: grid[0], : grid[1], : grid[2]]
+
+
+def _extend(_, values, *, grid):
+    """The transpose of :func:`_fold`: the grid, repeated in its margins."""
+    nx, ny, _ = grid
+    repeated = jnp.concatenate([values, values[..., : ORDER - 1], jnp.zeros((nx, ny, _WIDTH - ORDER), values.dtype)], 2)
+    repeated = jnp.concatenate([repeated, repeated[:, : ORDER - 1]], axis=1)
+    return jnp.concatenate([repeated, repeated[: ORDER - 1]], axis=0)
+
+
+def _add_windows(filled, particles, grid):
+    """``filled`` and the windows of some particles: their places in units of the grid, and their strengths."""
+    scaled, strengths = particles
     below = jnp.floor(scaled)
     start = below.astype(jnp.int32) % np.asarray(grid, np.int32)
-    weights = bspline(scaled - below)
-    along_z = jnp.pad(weights[:, 2], ((0, 0), (0, _WIDTH - ORDER)))
-    windows = (strengths[:, None] * weights[:, 0])[:, :, None] * weights[:, 1][:, None, :]
-    windows = windows[..., None] * along_z[:, None, None, :]
-    margins = (ORDER - 1, ORDER - 1, _WIDTH - 1)
     dimensions = jax.lax.ScatterDimensionNumbers(
         update_window_dims=(1, 2, 3), inserted_window_dims=(), scatter_dims_to_operand_dims=(0, 1, 2)
     )
-    filled = jax.lax.scatter_add(
-        jnp.zeros([n + margin for n, margin in zip(grid, margins, strict=True)], dtype),
-        start,
-        windows,
-        dimensions,
-        mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS,  # start is a remainder of the division by the grid
-    )
-    for axis, n in enumerate(grid):
-        inside = jax.lax.slice_in_dim(filled, 0, n, axis=axis)
-        beyond = jax.lax.slice_in_dim(filled, n, n + ORDER - 1, axis=axis)
-        back = [(0, n - (ORDER - 1) if a == axis else 0) for a in range(3)]
-        filled = inside + jnp.pad(beyond, back)
-    return filled
+    mode = jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS  # start is a remainder of the division by the grid
+    return jax.lax.scatter_add(filled, start, _windows(scaled - below, strengths), dimensions, mode=mode), None
+
+
+@jax.checkpoint
+def _windows(within, strengths):
+    """(particle, 5, 5, 8) strengths by grid point, of particles at ``within`` (particle, 3) above their lowest one."""
+    weights = bspline(within)
+    along_z = jnp.pad(weights[:, 2], ((0, 0), (0, _WIDTH - ORDER)))
+    windows = (strengths[:, None] * weights[:, 0])[:, :, None] * weights[:, 1][:, None, :]
+    return windows[..., None] * along_z[:, None, None, :]
 
 
 def _power(positions, strengths, box, grid):

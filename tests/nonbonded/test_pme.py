@@ -233,3 +233,26 @@ def test_excluded_pairs_are_exact_and_smooth(r):
     for f in (electrostatics.ewald_excluded_potential, vdw.ewald_excluded_potential):
         for mode in (jax.grad, jax.jacfwd):
             assert np.isfinite(mode(mode(lambda s, f=f: f(s, 1.0, alpha)))(r * r))
+
+
+def test_many_particles_are_spread_in_groups_with_the_same_energy_and_derivatives(monkeypatch):
+    box, mesh = BOXES["triclinic"], Ewald(5.0, (20, 18, 21))
+    x, q = particles(box, n=150)
+
+    def energy(x, q, box):
+        return jnp.sum(pme.reciprocal_energies(x, q, box, mesh))
+
+    def values():
+        tangents = tuple(np.random.default_rng(2).normal(size=np.shape(v)) for v in (x, q, box))
+        reverse = jax.jit(lambda *v: jax.value_and_grad(energy, (0, 1, 2))(*v))(x, q, box)
+        return reverse, jax.jit(lambda *v: jax.jvp(energy, v, tangents)[1])(x, q, box), tangents
+
+    (at_once, gradient), slope, tangents = values()
+    monkeypatch.setattr(pme, "_TOGETHER", 64)  # three groups, the last of them not full
+    (in_groups, of_groups), slope_of_groups, _ = values()
+    assert float(in_groups) == pytest.approx(float(at_once), rel=1e-13)
+    for one, other in zip(of_groups, gradient, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
+    assert float(slope_of_groups) == pytest.approx(float(slope), rel=1e-11)
+    along = sum(float(np.sum(g * t)) for g, t in zip(gradient, tangents, strict=True))
+    assert float(slope) == pytest.approx(along, rel=1e-11)
