@@ -111,9 +111,11 @@ def minimize(
     Raises
     ------
     InputError
-        ``x0`` is not (n, dimension), or there is no such ``hessian``.
+        ``x0`` is not (n, dimension) or not finite, or there is no such ``hessian``.
     """
     x0 = points("x0", x0)
+    if not isinstance(x0, jax.core.Tracer) and not np.all(finite := np.isfinite(x0).all(axis=1)):
+        raise InputError(f"x0 of particle {np.argmin(finite)} is not finite: {np.asarray(x0[np.argmin(finite)])}")
     method = lbfgs() if method is None else method
     if hessian not in (None, "dense", "iterative"):
         raise InputError(f'hessian must be None, "dense" or "iterative", got {hessian!r}')

@@ -1,7 +1,8 @@
 """What is measured of configurations and trajectories: structure, pressure and stress, moduli, modes, transport.
 
 All are pure functions. Trajectories have time first: positions (time, n, dimension). Moduli and modes are second
-derivatives of the energy, by automatic differentiation.
+derivatives of the energy, by automatic differentiation; an energy that is not one floating-point number, and positions
+that are not (n, dimension), raise InputError there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float
 
 from offjax import geometry
 from offjax.errors import InputError
-from offjax.md.dynamics import bound, molecules
+from offjax.md.dynamics import bound, molecules, points, scalar
 from offjax.md.minimizers import solve_dense
 from offjax.md.space import volume
 
@@ -93,9 +94,9 @@ def bond_orientational_order(positions, displacement: Callable, cutoff, *, fold:
 # -----------------------------------------------------------------------------------------------------------
 
 
-def _check_box(energy, x, box, neighbors) -> None:
-    """Have the energy refuse a box that is too small for it: a strained box, which is traced, makes it NaN only."""
-    jax.eval_shape(bound(energy, box, neighbors), x)
+def _check_energy(energy, x, box, neighbors) -> None:
+    """Refuse what is no energy; have it refuse a box that is too small: a strained, traced one makes it NaN only."""
+    jax.eval_shape(lambda x: scalar(bound(energy, box, neighbors)(x)), x)
 
 
 def _of_strain(energy, x, box, neighbors):
@@ -103,7 +104,7 @@ def _of_strain(energy, x, box, neighbors):
 
     The strained rows are turned back to lower triangular form with the points: a rotation does not change the energy.
     """
-    _check_box(energy, x, box, neighbors)
+    _check_energy(energy, x, box, neighbors)
     d = x.shape[1]
     rows = jnp.asarray(box, x.dtype)
     rows = jnp.diag(jnp.broadcast_to(rows, (d,))) if rows.ndim < 2 else rows
@@ -122,7 +123,7 @@ def stress(energy: Callable, positions, box, *, velocities=None, masses=1.0, nei
     ``energy`` takes ``box=`` and is differentiable in it. Without velocities the kinetic part is left out. It is the
     atomic one: not that of rigid molecules (see :func:`pressure`).
     """
-    x = jnp.asarray(positions)
+    x = points("positions", positions)
     zero = jnp.zeros((x.shape[1],) * 2, x.dtype)
     virial = jax.grad(_of_strain(energy, x, box, neighbors))(zero, jnp.zeros_like(x))
     if velocities is not None:
@@ -139,9 +140,9 @@ def pressure(energy: Callable, positions, box, *, velocities=None, masses=1.0, n
     mean is that of the atomic pressure where molecules are flexible. Without velocities the kinetic part is left out.
     For molecules divide by ``offjax.constants.BAR`` to have bar.
     """
-    x = jnp.asarray(positions)
+    x = points("positions", positions)
     box = jnp.asarray(box, x.dtype)
-    _check_box(energy, x, box, neighbors)
+    _check_energy(energy, x, box, neighbors)
     d = x.shape[1]
     _, centre = molecules(groups, masses, x)
 
@@ -163,7 +164,7 @@ def elastic_moduli(energy: Callable, positions, box, *, neighbors=None) -> Float
     Positions must be a minimum; under stress these are the second derivatives of the energy in the strain. Memory is
     (n dimension)^2.
     """
-    x = jnp.asarray(positions)
+    x = points("positions", positions)
     d = x.shape[1]
     of = _of_strain(energy, x, box, neighbors)
     zero, still = jnp.zeros((d, d), x.dtype), jnp.zeros_like(x)
@@ -191,10 +192,10 @@ def normal_modes(energy: Callable, positions, masses=1.0) -> Modes:
     D = M^-1/2 H M^-1/2; omega = sign(w) sqrt(|w|) of its eigenvalues w. Displacements are M^-1/2 times the
     eigenvectors. For molecules omega is in 1/ps. Displacements of equal frequencies are any basis, without derivatives.
     """
-    x = jnp.asarray(positions)
+    x = points("positions", positions)
     m = jnp.broadcast_to(jnp.asarray(masses, x.dtype), x.shape[:1])
     root = jnp.repeat(1.0 / jnp.sqrt(m), x.shape[1])
-    hessian = jax.hessian(energy)(x).reshape(x.size, x.size)
+    hessian = jax.hessian(lambda x: scalar(energy(x)))(x).reshape(x.size, x.size)
     values, vectors = jnp.linalg.eigh(root[:, None] * hessian * root)
     frequencies = jnp.sign(values) * geometry.safe_sqrt(jnp.abs(values))
     return Modes(frequencies, (root[:, None] * vectors).T.reshape(-1, *x.shape))

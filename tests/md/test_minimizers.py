@@ -99,6 +99,8 @@ def test_wrong_arguments_are_refused():
         minimize(jnp.sum, jnp.zeros((4, 3, 2)))
     with pytest.raises(InputError, match="hessian"):
         minimize(jnp.sum, jnp.zeros((3, 2)), hessian="exact")
+    with pytest.raises(InputError, match="x0 of particle 1 is not finite"):
+        minimize(jnp.sum, jnp.zeros((3, 2)).at[1, 0].set(jnp.nan))
 
 
 @pytest.mark.parametrize("hessian", ["dense", "iterative"])

@@ -155,6 +155,15 @@ def test_a_box_that_is_too_small_for_the_energy_is_refused():
             use(energy, x, box)
 
 
+def test_what_is_no_energy_is_refused():
+    x, box = jnp.array([[0.0, 0, 0], [1.1, 0, 0]]), jnp.full(3, 3.0)
+    for use in (md.stress, md.pressure, md.elastic_moduli, lambda energy, x, box: md.normal_modes(energy, x)):
+        with pytest.raises(InputError, match=r"scalar, not an array float64 \(2,\)"):
+            use(lambda x, box=None: jnp.sum(x**2, axis=1), x, box)
+        with pytest.raises(InputError, match="floating-point numbers, got int"):
+            use(lambda x, box=None: jnp.sum(x**2), x.astype(int), box)
+
+
 def test_normal_modes_of_a_diatomic():
     """Five zero modes and omega = sqrt(k/mu)."""
     masses, k = np.array([1.0, 3.0]), 5.0
