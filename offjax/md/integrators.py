@@ -13,7 +13,8 @@ Each function makes an :class:`~offjax.md.dynamics.Integrator`. All take the sam
     :class:`~offjax.md.constraints.Constraints`, or None.
 ``degrees_of_freedom``
     None counts them: coordinates less constraints, less the total momentum where the dynamics conserves it. Give it
-    where an external field acts.
+    where an external field acts. Velocities that are given to ``init`` there should have no total momentum: a
+    thermostat would count its energy as heat.
 ``accumulate``
     A wider type for kinetic energies, such as ``"float64"`` with float32 positions.
 
