@@ -68,7 +68,7 @@ def measure(kind: str, steps: int) -> dict:
         return jnp.sum(jnp.linalg.norm(x[:, 0] - x[:, 2], axis=-1))  # C..O
 
     def implicit(theta, conformers):
-        fire = md.fire(dt=0.0005, dt_max=0.002, max_step=0.01)
+        fire = md.fire(dt=0.0005, dt_max=0.001, max_step=0.01)
         found = batch.minimize(p.from_vector(theta), conformers, method=fire, tolerance=0.0, max_steps=steps)
         return observable(found.positions), jnp.max(found.largest_force)
 

@@ -301,8 +301,9 @@ def fire(
     """FIRE: dynamics of particles of mass 1 whose velocities turn towards the forces and stop when going uphill.
 
     ``dt`` grows by ``f_inc`` after ``n_min`` downhill steps, to ``dt_max``, and shrinks by ``f_dec`` uphill;
-    ``max_step`` is the farthest that a particle moves in a step. ``dt_max`` must be below 2/sqrt(k) with k the
-    largest curvature: the default suits model systems in reduced units; molecules in nm and kJ/mol need 0.002.
+    ``max_step`` is the farthest that a particle moves in a step. A particle moves by dt v + dt^2 f, which is stable if
+    ``dt_max`` is below sqrt(2/k) with k the largest curvature: the default suits model systems in reduced units;
+    molecules in nm and kJ/mol need 0.001. Beyond that bound the search goes on without end.
     Source: E. Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006).
     """
 
