@@ -11,14 +11,14 @@ import numpy as np
 
 from offjax.errors import InputError
 
-MAX_DEGREE = 40
+MAX_DEGREE = 45
 
-RELATIVE_ERROR = 1e-12
+RELATIVE_ERROR = 1e-13
 """Of the largest value: what monomials of a high degree can reach in float64."""
 
 
 def polynomial(function: Callable, upper: float, t):
-    """``function(t)`` on 0 <= t <= ``upper`` as a polynomial, exact to half a rounding error or 1e-12 of its maximum.
+    """``function(t)`` on 0 <= t <= ``upper`` as a polynomial, exact to half a rounding error or 1e-13 of its maximum.
 
     ``function`` takes and returns float64 NumPy arrays and is entire: interpolation at Chebyshev points then converges
     faster than exponentially. The derivative is that of the polynomial, to any order.
