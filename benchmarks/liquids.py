@@ -75,10 +75,10 @@ def cutoff_of(n: int) -> float:
 
 def everything(energy):
     """Energy, dU/dtheta and dU/dx in one program."""
-    from offjax.nonbonded.blocks import compiler_options
+    from offjax.nonbonded.blocks import jit
 
     function = jax.value_and_grad(lambda p, x, box, neighbors: energy(p, x, box, neighbors), (0, 1))
-    return jax.jit(function, compiler_options=compiler_options())
+    return jit(function)
 
 
 def timed(name, function, *arguments):

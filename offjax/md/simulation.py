@@ -24,7 +24,7 @@ import numpy as np
 from offjax.errors import InputError, NeighborListError, SimulationError
 from offjax.interop.files import write_atomically
 from offjax.md.dynamics import Info, Integrator, State
-from offjax.nonbonded.blocks import compiler_options
+from offjax.nonbonded import blocks
 
 FORMAT, VERSION = "offjax-md-checkpoint", 1
 
@@ -121,7 +121,7 @@ def simulate(
 
 @cache
 def _compiled_block():
-    return jax.jit(_block, static_argnums=0, compiler_options=compiler_options())
+    return blocks.jit(_block, static_argnums=0)
 
 
 def _block(integrator: Integrator, state: State, n):

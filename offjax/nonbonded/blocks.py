@@ -13,14 +13,15 @@ those of the gradients by plain differentiation of the same sum, which is correc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextvars import ContextVar
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from offjax.nonbonded.neighbors import CHUNK, IMAGES, LANES, ROW, NeighborList, image_numbers, slots
+from offjax.nonbonded.neighbors import CHUNK, IMAGES, LANES, ROW, NeighborList, image_numbers, shifts, slots
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -66,37 +67,71 @@ def pair_energy(
     NeighborListError
         Outside ``jit``: the list has overflowed, or is stale at these positions. Inside ``jit`` the energy is NaN.
     """
+    how = _How(accumulate, _any_order.get())
     if plain or matrices:
         energy = partial(_plain_energy, matrices=tuple(matrices))
-        value, bad = _checked(energy, potential, accumulate, positions, box, tuple(parameters), neighbors)
+        value, bad = _checked(energy, potential, how, positions, box, tuple(parameters), neighbors)
     else:
-        value, bad = _checked_energy(potential, accumulate, positions, box, tuple(parameters), neighbors)
+        value, bad = _checked_energy(potential, how, positions, box, tuple(parameters), neighbors)
     neighbors.refuse(bad)
     return value
 
 
+class _How(NamedTuple):
+    """The dtype of sums, None for that of the positions; whether the compiler may sum in any order."""
+
+    accumulate: str | None
+    any_order: bool
+
+    def dtype(self, x) -> jnp.dtype:
+        return x.dtype if self.accumulate is None else jnp.dtype(self.accumulate)
+
+
 @partial(jax.jit, static_argnums=(0, 1))
-def _checked_energy(potential, accumulate, positions, box, parameters, neighbors):
-    return _checked(_energy, potential, accumulate, positions, box, parameters, neighbors)
+def _checked_energy(potential, how, positions, box, parameters, neighbors):
+    return _checked(_energy, potential, how, positions, box, parameters, neighbors)
 
 
-def _checked(energy, potential, accumulate, positions, box, parameters, neighbors):
+def _checked(energy, potential, how, positions, box, parameters, neighbors):
     bad = neighbors.unusable(positions, box)
     x, h = neighbors.unwrapped(positions, box)
-    value = energy(potential, accumulate, x, h, parameters, neighbors)
+    value = energy(potential, how, x, h, parameters, neighbors)
     return value * jnp.where(bad, jnp.nan, 1.0).astype(value.dtype), bad
 
 
 def compiler_options() -> dict[str, Any]:
-    """What ``jax.jit(..., compiler_options=...)`` should be given for functions that sum over lists, on this platform.
-
-    On a CPU, sums in another order than written: in float64 many potentials are vectorized only then. NaN, infinity and
-    division keep their meaning. JAX accepts such options for the outermost ``jit`` only.
-    """
+    """What :func:`jit` tells the compiler on this platform: ``jax.jit(..., compiler_options=...)``."""
     if jax.default_backend() != "cpu":
         return {}
     honored = {f"xla_cpu_fast_math_honor_{what}": True for what in ("nans", "infs", "division", "functions")}
     return {"xla_cpu_enable_fast_math": True, **honored, "xla_cpu_prefer_vector_width": 512}
+
+
+def jit(function: Callable, **options) -> Callable:
+    """``jax.jit(function, **options)`` for functions that sum over lists, for the outermost ``jit`` only.
+
+    On a CPU sums may be taken in another order than written, and are written for a compiler that may do so: without,
+    sums in float64 are not vectorized at all. NaN, infinity and division keep their meaning. What ``function`` calls
+    is traced as ``jit`` finds it: a part that ``jax.jit`` has traced before stays as it was.
+    """
+
+    @wraps(function)
+    def in_any_order(*args, **kwargs):
+        token = _any_order.set(jax.default_backend() == "cpu")
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _any_order.reset(token)
+
+    return jax.jit(in_any_order, compiler_options=compiler_options(), **options)
+
+
+_any_order: ContextVar[bool] = ContextVar("any_order", default=False)
+"""True while :func:`jit` traces. JAX hands its compiler options to the compiler and not to the functions it traces."""
+
+
+_IMAGES_IN_CACHE = 2**20
+"""Bytes of one coordinate of all images up to which they are tabulated."""
 
 
 class _Gradients(NamedTuple):
@@ -108,16 +143,16 @@ class _Gradients(NamedTuple):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _energy(potential, accumulate, x, h, parameters, neighbors):
-    return _plain_energy(potential, accumulate, x, h, parameters, neighbors)
+def _energy(potential, how, x, h, parameters, neighbors):
+    return _plain_energy(potential, how, x, h, parameters, neighbors)
 
 
 @partial(_energy.defjvp, symbolic_zeros=True)
-def _energy_rule(potential, accumulate, primals, tangents):
+def _energy_rule(potential, how, primals, tangents):
     x, h, parameters, neighbors = primals
     dx, dh, dp, _ = tangents
     strained = h is not None and not isinstance(dh, SymbolicZero)
-    energy, gradients = _gradients(potential, accumulate, strained, x, h, parameters, neighbors)
+    energy, gradients = _gradients(potential, how, strained, x, h, parameters, neighbors)
     change = jnp.zeros((), energy.dtype)
     if not isinstance(dx, SymbolicZero):
         change += jnp.sum(gradients.positions * dx)
@@ -132,15 +167,17 @@ def _energy_rule(potential, accumulate, primals, tangents):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _gradients(potential, accumulate, strained, x, h, parameters, neighbors):
+def _gradients(potential, how, strained, x, h, parameters, neighbors):
     """Energy and gradients in one pass."""
     data = _slot_data(x, h, parameters, neighbors)
-    dtype = x.dtype if accumulate is None else jnp.dtype(accumulate)
+    dtype = how.dtype(x)
     n_sums = 4 + len(parameters) + (6 if strained else 0)
 
     def step(k, sums):
         row = _rows(k, data)
-        return sums.at[row.block].add(_row_sums(potential, neighbors.cutoff, strained, row).astype(dtype))
+        return sums.at[row.block].add(
+            _row_sums(potential, neighbors.cutoff, strained, row, how.any_order).astype(dtype)
+        )
 
     sums = jnp.zeros((len(neighbors.order) // LANES, LANES, n_sums), dtype)
     sums = jax.lax.fori_loop(0, _most(-(-neighbors.n_rows // CHUNK)), step, sums)
@@ -155,9 +192,9 @@ def _gradients(potential, accumulate, strained, x, h, parameters, neighbors):
 
 
 @_gradients.defjvp
-def _gradients_rule(potential, accumulate, strained, primals, tangents):
+def _gradients_rule(potential, how, strained, primals, tangents):
     *primals, neighbors = primals
-    plain = partial(_plain_gradients, potential, accumulate, strained, neighbors)
+    plain = partial(_plain_gradients, potential, how, strained, neighbors)
     return jax.jvp(plain, tuple(primals), tuple(tangents[:-1]))
 
 
@@ -165,7 +202,7 @@ def _gradients_rule(potential, accumulate, strained, primals, tangents):
 
 
 class _Rows(NamedTuple):
-    """A chunk of rows: the 128 neighbours (row, 128) and the 8 atoms of the block (row, 8), relative to its centre."""
+    """A chunk of rows: the 128 neighbours (row, 128) and the 8 atoms of the block (row, 8)."""
 
     block: Array
     mask: Array
@@ -176,37 +213,33 @@ class _Rows(NamedTuple):
 
 
 def _slot_data(x, h, parameters, neighbors):
-    """Coordinates and parameters in the order of the slots, the centres of the blocks, and the list."""
+    """Coordinates and parameters in the order of the slots, those of all images if they are few, box, and list."""
     order = neighbors.order
     filled = jnp.where(order == neighbors.n_atoms, jnp.repeat(order[::LANES], LANES), order)
     columns = [_at(v, filled) for v in (*x.T, *parameters)]
-    blocks = jax.lax.stop_gradient(jnp.stack(columns[:3])).reshape(3, -1, LANES)
-    centre = 0.5 * (jnp.min(blocks, axis=2) + jnp.max(blocks, axis=2))
-    if h is not None:  # all images: one look-up an entry finds coordinate and image together
+    images = None
+    if h is not None and len(IMAGES) * columns[0].nbytes <= _IMAGES_IN_CACHE:
         offsets = jnp.asarray(IMAGES, x.dtype) @ h
         images = [(offsets[:, k, None] + columns[k]).reshape(-1) for k in range(3)]
-        return images + columns[3:], columns, centre, neighbors
-    return columns, columns, centre, neighbors
+    return images, columns, h, neighbors
 
 
 def _rows(k, data) -> _Rows:
-    images, columns, centre, neighbors = data
+    images, columns, h, neighbors = data
     entries, mask, block = (
         jax.lax.dynamic_slice_in_dim(v, k * CHUNK, CHUNK) for v in (neighbors.entries, neighbors.mask, neighbors.block)
     )
-    origin = [_at(c, block)[:, None] for c in centre]
     slot = slots(entries)
-    place = slot if neighbors.box is None else slot + image_numbers(entries) * len(neighbors.order)
-    theirs = [*(_at(c, place) for c in images[:3]), *(_at(c, slot) for c in columns[3:])]
-    mine = [_at(c.reshape(-1, LANES), block) for c in columns]
-    return _Rows(
-        block,
-        mask,
-        tuple(t - o for t, o in zip(theirs[:3], origin, strict=True)),
-        tuple(m - o for m, o in zip(mine[:3], origin, strict=True)),
-        tuple(theirs[3:]),
-        tuple(mine[3:]),
-    )
+    if images is not None:  # one look-up finds coordinate and image together
+        place = slot + image_numbers(entries) * len(neighbors.order)
+        theirs = tuple(_at(c, place) for c in images)
+    elif h is not None:
+        theirs = tuple(_at(c, slot) + offset for c, offset in zip(columns[:3], shifts(entries, h), strict=True))
+    else:
+        theirs = tuple(_at(c, slot) for c in columns[:3])
+    their_parameters = tuple(_at(c, slot) for c in columns[3:])
+    mine = tuple(_at(c.reshape(-1, LANES), block) for c in columns)
+    return _Rows(block, mask, theirs, mine[:3], their_parameters, mine[3:])
 
 
 def _lanes(value):
@@ -223,11 +256,12 @@ def _geometry(row: _Rows, cutoff):
     """Difference vectors, squared distances (those that do not count replaced), and which count, (row, 8, 128)."""
     difference = [_neighbors(t) - _lanes(m) for t, m in zip(row.theirs, row.mine, strict=True)]
     r2 = difference[0] ** 2 + difference[1] ** 2 + difference[2] ** 2
-    counts = ~_masked(row.mask) & (r2 < cutoff**2)
-    return difference, jnp.where(counts, r2, jnp.asarray(cutoff**2, r2.dtype)), counts
+    far = jnp.asarray(cutoff**2, r2.dtype)
+    r2 = jnp.where(_masked(row.mask), far, jnp.minimum(r2, far))
+    return difference, r2, r2 < far
 
 
-def _row_sums(potential, cutoff, strained, row: _Rows):
+def _row_sums(potential, cutoff, strained, row: _Rows, any_order):
     """(row, 8, sums): energy, dU/dx, dU/dparameters and virial of each lane, summed over the row."""
     row = jax.lax.optimization_barrier(row)  # or XLA gathers once a pair
     difference, r2, counts = _geometry(row, cutoff)
@@ -239,19 +273,25 @@ def _row_sums(potential, cutoff, strained, row: _Rows):
     terms += [jnp.where(counts, g, 0.0) for g in of_parameters]
     if strained:
         terms += [slope * difference[a] * difference[b] for a, b in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))]
-    return jnp.stack(_sum_rows(terms), axis=-1)
+    return jnp.stack(_sum_rows(terms, any_order), axis=-1)
 
 
-def _sum_rows(terms):
+def _sum_rows(terms, any_order):
     """Sums over the last axis, all of them in one loop, which separate sums would compute once each.
 
-    A floating-point sum in order cannot be vectorized: the halves of the rows are added first, elementwise, then the
-    rest in strides of 16.
+    A sum in order cannot be vectorized: where the compiler may not choose another, the halves of the rows are added
+    first, elementwise, then the rest in strides of 16. (In float64 the loop over two halves is too long for the
+    compiler to unroll, and is no faster than the sum.)
     """
-    halves = [t.reshape(CHUNK, LANES, 2, ROW // 2) for t in terms]
     zero = [jnp.zeros((), t.dtype) for t in terms]
-    added = jax.lax.reduce(halves, zero, lambda a, b: [x + y for x, y in zip(a, b, strict=True)], (2,))
-    short = [jnp.sum(t.reshape(CHUNK, LANES, -1, 16), axis=2) for t in added]
+
+    def add(a, b):
+        return [x + y for x, y in zip(a, b, strict=True)]
+
+    if any_order or terms[0].dtype == jnp.float64:
+        return jax.lax.reduce(terms, zero, add, (2,))
+    added = jax.lax.reduce([t.reshape(CHUNK, LANES, 2, ROW // 2) for t in terms], zero, add, (2,))
+    short = jax.lax.reduce([t.reshape(CHUNK, LANES, -1, 16) for t in added], zero, add, (2,))
     return [jnp.sum(t, axis=-1) for t in jax.lax.optimization_barrier(short)]
 
 
@@ -273,10 +313,10 @@ def _most_of_batch(size, mapped, n):
 # --- the same by plain differentiation ------------------------------------------------------------------------------
 
 
-def _plain_energy(potential, accumulate, x, h, parameters, neighbors, matrices=()):
+def _plain_energy(potential, how, x, h, parameters, neighbors, matrices=()):
     """The definition: differentiable in any mode, to any order."""
     data = _slot_data(x, h, parameters, neighbors)
-    dtype = x.dtype if accumulate is None else jnp.dtype(accumulate)
+    dtype = how.dtype(x)
     n_chunks = len(neighbors.block) // CHUNK
 
     @jax.checkpoint
@@ -307,11 +347,11 @@ def _masked(mask):
     return mask[:, None, :] & bits[:, None] != 0
 
 
-def _plain_gradients(potential, accumulate, strained, neighbors, x, h, parameters):
+def _plain_gradients(potential, how, strained, neighbors, x, h, parameters):
     def energy(x, parameters, strain):
         if strain is None:
-            return _plain_energy(potential, accumulate, x, h, parameters, neighbors)
-        return _plain_energy(potential, accumulate, x + x @ strain, h + h @ strain, parameters, neighbors)
+            return _plain_energy(potential, how, x, h, parameters, neighbors)
+        return _plain_energy(potential, how, x + x @ strain, h + h @ strain, parameters, neighbors)
 
     strain = jnp.zeros((3, 3), x.dtype) if strained else None
     value, gradients = jax.value_and_grad(energy, argnums=(0, 1) if strain is None else (0, 1, 2))(

@@ -32,7 +32,7 @@ LANES = 8
 ROW = 128
 """Entries in a row."""
 
-CHUNK = 32
+CHUNK = 64
 """Rows that are worked on together, and the quantum of rows: their arrays stay in the cache."""
 
 SPLIT = 4

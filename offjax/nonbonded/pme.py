@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ORDER = 5
 
-_TOGETHER = 512
+_TOGETHER = 1024
 """Particles whose windows are made at once."""
 
 _WIDTH = 8

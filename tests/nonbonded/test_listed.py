@@ -10,6 +10,8 @@ import offjax
 from offjax import interactions
 from offjax.errors import InputError, NeighborListError, UnsupportedError
 from offjax.interactions import Particles
+from offjax.nonbonded import blocks
+from offjax.nonbonded import neighbors as neighbors_module
 from offjax.nonbonded.neighbors import neighbor_list
 from offjax.terms import electrostatics, vdw
 from tests import liquids
@@ -198,3 +200,33 @@ def test_a_list_of_another_system_is_refused():
 def test_a_capacity_is_that_of_another_list():
     with pytest.raises(offjax.InputError, match=r"neighbors\.capacity"):
         neighbor_list(np.zeros((4, 3)), cutoff=1.0, skin=0.1, capacity=5)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-12), ("float32", 1e-5)])
+def test_sums_in_any_order_and_coordinates_of_images_from_either_source(dtype, rtol, monkeypatch):
+    """What is there for speed alone changes nothing but rounding. A new function each time, so that all is traced."""
+    rng = np.random.default_rng(0)
+    h = jnp.asarray(TRICLINIC, dtype)
+    x, charge = jnp.asarray(rng.uniform(-3.0, 5.0, (150, 3)), dtype), jnp.asarray(rng.normal(size=150), dtype)
+    neighbors = neighbor_list(x, h, cutoff=0.8, skin=0.1)
+
+    def derivatives(compiled):
+        def potential(r2, first, second):
+            return first[0] * second[0] * (0.64 - r2) ** 2 / (r2 + 0.1)
+
+        def energy(x, h, charge):
+            return blocks.pair_energy(potential, neighbors, x, h, (charge,), accumulate="float64")
+
+        return compiled(jax.value_and_grad(energy, (0, 1, 2)))(x, h, charge)
+
+    found = [derivatives(jax.jit), derivatives(blocks.jit)]
+    monkeypatch.setattr(blocks, "_IMAGES_IN_CACHE", 0)
+    found += [derivatives(jax.jit), derivatives(blocks.jit)]
+    distance = x[:, None] - x[None]
+    distance = distance - jnp.round(distance @ jnp.linalg.inv(h)) @ h
+    images = jnp.asarray(neighbors_module.IMAGES, dtype) @ h
+    r2 = jnp.min(jnp.sum((distance[:, :, None] + images) ** 2, axis=-1), axis=-1)
+    pairs = jnp.where(r2 < 0.64, charge[:, None] * charge * (0.64 - r2) ** 2 / (r2 + 0.1), 0.0)
+    np.testing.assert_allclose(found[0][0], jnp.sum(jnp.triu(pairs, 1)), rtol=10 * rtol)
+    for other in found[1:]:
+        assert_close(other, found[0], rtol)
