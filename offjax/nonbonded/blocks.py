@@ -130,7 +130,7 @@ _any_order: ContextVar[bool] = ContextVar("any_order", default=False)
 """True while :func:`jit` traces. JAX hands its compiler options to the compiler and not to the functions it traces."""
 
 
-_IMAGES_IN_CACHE = 2**20
+_IMAGES_IN_CACHE = 2**19
 """Bytes of one coordinate of all images up to which they are tabulated."""
 
 
