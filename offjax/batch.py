@@ -561,7 +561,8 @@ def compiler_options() -> dict[str, Any]:
     """
     if jax.default_backend() != "cpu":
         return {}
-    options: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}
+    # level 3 unrolls loops over 16 conformers into scalar code, before LLVM's vectorizer sees them
+    options: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512, "xla_backend_optimization_level": 2}
     if jax.__version_info__ < (0, 11):  # later XLA has the new emitters only, and refuses the option
         options["xla_cpu_use_fusion_emitters"] = False
     return options

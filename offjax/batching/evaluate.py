@@ -20,12 +20,10 @@ from offjax.linear import linear
 
 
 def term_parameters(values, chunks: Chunks):
-    """Type values (see ``Types.values``) as parameters of every term: arrays (chunk, n), torsions (chunk,
-    order, n).
-    """
+    """Type values (see ``Types.values``) as parameters of every term: arrays (chunk, n), for torsions one an order."""
     plain = ("bonds", "angles", "pairs", *(term.section for term in chunks.tables.user))
     p = {name: tuple(at(v, chunks.types[name]) for v in values[name]) for name in plain}
-    p["torsions"] = tuple(jnp.moveaxis(at(v, chunks.types["torsions"]), -1, 1) for v in values["torsions"])
+    p["torsions"] = tuple(tuple(at(c, chunks.types["torsions"]) for c in v.T) for v in values["torsions"])
     charge = at(values["charges"][0], chunks.charge_type) + chunks.charge_offset
     pairs = jax.vmap(at)(charge, jnp.moveaxis(chunks.tables.atoms["pairs"], 1, 2))
     if chunks.tables.gbsa is not None:

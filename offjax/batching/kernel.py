@@ -24,7 +24,7 @@ from offjax.batching import coordinates, solvent
 from offjax.batching.coordinates import difference, dot, polynomial, scale
 from offjax.batching.sums import gather_sum, stack
 from offjax.settings import GBSASettings
-from offjax.terms import angles, bonds, electrostatics, vdw
+from offjax.terms import angles, bonds, electrostatics
 from offjax.terms.user import UserTerm
 
 
@@ -69,14 +69,15 @@ def _angle(s, k, angle):
 
 
 def _fourier(s, even, odd):
-    """U = even(cos phi) + sin phi odd(cos phi); coefficients (order, torsion, 1)."""
+    """U = even(cos phi) + sin phi odd(cos phi); a coefficient (torsion, 1) for every order."""
     cosine, sine = s
     return polynomial(even, cosine) + sine * polynomial(odd, cosine)
 
 
-def _pair(s, sigma, epsilon, charge_product):
-    """Lennard-Jones and Coulomb of 1/r: both potentials depend on r only through sigma/r and q q/r."""
-    return vdw.potential(1.0, sigma * s[0], epsilon) + electrostatics.potential(1.0, charge_product * s[0])
+def _pair(s, repulsion, dispersion, charge_product):
+    """Lennard-Jones and Coulomb of 1/r, linear in all three parameters: Coulomb's depends on r only through q q/r."""
+    s6 = (s[0] * s[0]) ** 3
+    return (repulsion * s6 - dispersion) * s6 + electrostatics.potential(1.0, charge_product * s[0])
 
 
 KINDS = {
@@ -244,8 +245,7 @@ def parameter_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "jo
             if v is None:
                 return s, None
             moved = zip(kind.rows(vectors, weights), _vectors(v, kind, atoms), strict=True)
-            change = -sum(dot(row, b) for row, b in moved)
-            return s, tuple(change * unit for unit in kind.unit(s))
+            return s, -sum(dot(row, b) for row, b in moved)
 
         s, change = _stage(tables, coordinate, x, v, tables.atoms[name])
         weight = w.at[tables.job[name]].get(mode="promise_in_bounds")
@@ -256,7 +256,7 @@ def parameter_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "jo
 
             if change is None:
                 return jnp.sum(weight * potential(s))
-            u, du = jax.jvp(potential, (s,), (change,))
+            u, du = jax.jvp(potential, (s,), (tuple(change * unit for unit in kind.unit(s)),))
             return jnp.sum(weight * u + du)
 
         result[name] = jax.grad(objective)(p[name])

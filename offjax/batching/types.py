@@ -92,7 +92,7 @@ class Types:
             "bonds": tuple(map(affine, self.bonds)),
             "angles": tuple(map(affine, self.angles)),
             "torsions": (even[self.torsions].sum(axis=1), odd[self.torsions].sum(axis=1)),
-            "pairs": (sigma, self.pair_scale * epsilon),
+            "pairs": vdw.coefficients(sigma, self.pair_scale * epsilon),
             "charges": (affine(self.charges),),
             "gbsa": tuple(map(affine, self.gbsa)),
             **{section: tuple(map(affine, values)) for section, values in self.user.items()},

@@ -26,6 +26,12 @@ def potential(r2, sigma, epsilon):
     return 4.0 * epsilon * s6 * (s6 - 1.0)
 
 
+def coefficients(sigma, epsilon):
+    """A = 4 epsilon sigma^12 (kJ/mol nm^12) and B = 4 epsilon sigma^6 of :func:`potential` as A/r^12 - B/r^6."""
+    s6 = sigma**6
+    return 4.0 * epsilon * s6 * s6, 4.0 * epsilon * s6
+
+
 def switching(r, start, cutoff):
     """OpenMM's switching polynomial S = 1 - 10 x^3 + 15 x^4 - 6 x^5 with x = (r - start)/(cutoff - start), clipped.
 
