@@ -63,7 +63,7 @@ class Conformers:
     a common shape.
     """
 
-    packed: Float[Array, "chunk 3 atom lane"]
+    packed: Float[Array, "chunk atom 3*lane"]
     molecule: Int[Array, " conformer"]
     mask: Bool[Array, " conformer"]
     conformer: Int[Array, " row"]

@@ -170,7 +170,7 @@ def _terms(problem: _Problem):
 
 
 class _Chunk(NamedTuple):
-    """What one chunk is minimised with: term parameters, tables, and rows as (atom, lane) and (3, atom, lane)."""
+    """What one chunk is minimised with: term parameters, tables, and rows as (atom, 1, lane) and (atom, 3, lane)."""
 
     p: dict
     tables: ChunkTables
@@ -180,11 +180,11 @@ class _Chunk(NamedTuple):
     tolerance: Array
 
     def evaluate(self, x):
-        """W (job, lane) and its forces (3, atom, lane)."""
-        energy, forces = kernel.energies(self.p, self.tables, tuple(x), True)
+        """W (job, lane) and its forces (atom, 3, lane)."""
+        energy, forces = kernel.energies(self.p, self.tables, x.reshape(x.shape[0], -1), True)
         shift = x - self.anchors
         each = jnp.where(self.free, 0.5 * self.stiffness * shift**2, 0.0)
-        forces = jnp.where(self.free, jnp.stack(forces) - self.stiffness * shift, 0.0)
+        forces = jnp.where(self.free, jnp.stack(forces, axis=1) - self.stiffness * shift, 0.0)
         return energy + self.systems(energy.shape[0]).total(each), forces
 
     def systems(self, n_jobs: int) -> Systems:
@@ -193,33 +193,44 @@ class _Chunk(NamedTuple):
         matrix = member.astype(self.anchors.dtype)
 
         def total(v):
-            v = jnp.sum(v, axis=0)
+            v = jnp.sum(v, axis=1)
             # 0 times not-a-number would reach the other jobs of the lane; its own job has it in energy and forces
             return matrix @ jnp.where(jnp.isfinite(v), v, 0.0)
 
         def largest(v):
-            square = jnp.sum(v * v, axis=0)
+            square = jnp.sum(v * v, axis=1)
             return jnp.sqrt(jnp.max(jnp.where(member[..., None], square, 0.0), axis=1))
 
         def spread(value):
-            return value.at[self.tables.job_of_atom].get(mode="promise_in_bounds")
+            return value.at[self.tables.job_of_atom].get(mode="promise_in_bounds")[:, None]
 
         return Systems(total, largest, spread)
 
 
 def _over_chunks(one, problem: _Problem, *rows):
-    """one(chunk, *lanes) of all chunks, where ``rows`` (n_rows, 3) become lanes (3, atom, lane)."""
+    """one(chunk, *lanes) of all chunks, where ``rows`` (n_rows, 3) become lanes (atom, 3, lane)."""
     conformers = problem.conformers
     chunks = conformers.chunks
-    packed = [chunked.to_lanes(r, filler, chunks) for r, filler in rows]
-    anchors = chunked.to_lanes(problem.anchors, conformers.packed, chunks)
+    packed = [_by_component(chunked.to_lanes(r, filler, chunks)) for r, filler in rows]
+    anchors = _by_component(chunked.to_lanes(problem.anchors, conformers.packed, chunks))
     # lanes of padding are frozen: they are minimised at once
     free, stiffness = (
-        chunked.spread_rows(v.astype(anchors.dtype), chunks.row_of) for v in (problem.free, problem.stiffness)
+        chunked.spread_rows(v.astype(anchors.dtype), chunks.row_of)[:, :, None]
+        for v in (problem.free, problem.stiffness)
     )
     tolerance = jnp.full(len(anchors), problem.tolerance)
     parts = _Chunk(_terms(problem), chunks.tables, free > 0, stiffness, anchors, tolerance)
     return chunked.over_chunks(lambda a: one(*a), (parts, *packed), chunks)
+
+
+def _by_component(lanes):
+    """(chunk, atom, 3 lanes) as (chunk, atom, 3, lane)."""
+    return lanes.reshape(*lanes.shape[:2], 3, -1)
+
+
+def _to_rows(found, chunks):
+    """Rows (n_rows, 3) of (chunk, atom, 3, lane)."""
+    return chunked.from_lanes(found.reshape(*found.shape[:2], -1), chunks)
 
 
 def _find(x, problem: _Problem, settings) -> Minimum:
@@ -232,7 +243,7 @@ def _find(x, problem: _Problem, settings) -> Minimum:
 
     found = _over_chunks(one, problem, (x, conformers.packed))
     each = (chunked.at(v.reshape(-1), chunks.energy_row) for v in found[1:])
-    return Minimum(chunked.from_lanes(found.positions, chunks), *each)
+    return Minimum(_to_rows(found.positions, chunks), *each)
 
 
 def _solve(product, b, x, problem: _Problem):
@@ -252,18 +263,19 @@ def _solve(product, b, x, problem: _Problem):
         return solve_iteratively(product, project(jnp.where(chunk.free, b, 0.0)), systems, LEVEL)
 
     found = _over_chunks(one, problem, (x, conformers.packed), (b, nothing))
-    return chunked.from_lanes(found, conformers.chunks)
+    return _to_rows(found, conformers.chunks)
 
 
 def _projection(chunk: _Chunk, x, systems: Systems):
     """v without the translations and rotations of the jobs that nothing holds."""
     total, _, spread = systems
-    held = total(jnp.where(chunk.free & (chunk.stiffness == 0), 0.0, 1.0)[None])
-    unit = jnp.eye(3, dtype=x.dtype)[:, :, None, None] * jnp.ones_like(x[:1])
-    count = jnp.maximum(total(jnp.ones_like(x[:1])), 1.0)
-    centre = jnp.stack([spread(total(c[None]) / count) for c in x])
+    held = total(jnp.where(chunk.free & (chunk.stiffness == 0), 0.0, 1.0))
+    one = jnp.ones_like(x[:, :1])
+    unit = jnp.eye(3, dtype=x.dtype)[:, None, :, None] * one
+    count = jnp.maximum(total(one), 1.0)
+    centre = jnp.concatenate([spread(total(c) / count) for c in jnp.split(x, 3, axis=1)], axis=1)
     basis: list[Array] = []
-    for motion in [*unit, *(jnp.cross(u, x - centre, axis=0) for u in unit)]:
+    for motion in [*unit, *(jnp.cross(u, x - centre, axis=1) for u in unit)]:
         for other in basis:
             motion = motion - other * spread(total(other * motion))
         size = total(motion * motion)

@@ -368,12 +368,12 @@ def _ways(jobs, used, place: _Placement, shape: Shape, n_conformers: int, n_rows
 
 
 def place_positions(arrays, jobs, chunk, atom_start, shape: Shape, n_chunks: int) -> np.ndarray:
-    """Positions as (chunk, 3, atom, lane); lanes without conformer repeat the last one of the job."""
+    """Positions as (chunk, atom, 3 lanes); lanes without conformer repeat the last one of the job."""
     dtype = arrays[0].dtype
-    x = np.zeros((n_chunks, 3, shape.atoms + len(DUMMIES), shape.lanes), dtype)
-    x[:, :, shape.atoms :] = DUMMIES.T[:, :, None]
+    x = np.zeros((n_chunks, shape.atoms + len(DUMMIES), 3, shape.lanes), dtype)
+    x[:, shape.atoms :] = DUMMIES[:, :, None]
     for (molecule, start, stop), c, first in zip(jobs, chunk, atom_start, strict=True):
         lanes = np.minimum(np.arange(start, start + shape.lanes), stop - 1)
         part = arrays[molecule][lanes]
-        x[c, :, first : first + part.shape[1]] = part.transpose(2, 1, 0)
-    return x
+        x[c, first : first + part.shape[1]] = part.transpose(1, 2, 0)
+    return x.reshape(*x.shape[:2], -1)

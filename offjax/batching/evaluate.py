@@ -33,20 +33,20 @@ def term_parameters(values, chunks: Chunks):
 
 
 def evaluate(p, x, chunks: Chunks, forces: bool):
-    """Flat energies (n_conformers,), and forces (n_rows, 3) or None, of packed positions (chunk, 3, atom, lane)."""
+    """Flat energies (n_conformers,), and forces (n_rows, 3) or None, of packed positions (chunk, atom, 3 lanes)."""
     return _evaluate(forces, p, x, chunks)
 
 
 def _direct(forces: bool, p, x, chunks: Chunks):
     def one(arguments):
         p, x, tables = arguments
-        return kernel.energies(p, tables, tuple(x), forces)
+        return kernel.energies(p, tables, x, forces)
 
     energy, force = over_chunks(one, (p, x, chunks.tables), chunks)
     energy = at(energy.reshape(-1), chunks.energy_row)
     if not forces:
         return energy, None
-    return energy, jnp.stack([at(f.reshape(-1), chunks.force_row) for f in force], axis=-1)
+    return energy, _rows(force, chunks)
 
 
 def over_chunks(one, arguments, chunks: Chunks):
@@ -67,8 +67,18 @@ def at(values, index):
 
 
 def from_lanes(packed, chunks: Chunks):
-    """Flat rows (n_rows, 3) of packed positions (chunk, 3, atom, lane)."""
-    return jnp.stack([at(packed[:, axis].reshape(-1), chunks.force_row) for axis in range(3)], axis=-1)
+    """Flat rows (n_rows, 3) of packed positions (chunk, atom, 3 lanes)."""
+    return _rows(jnp.split(packed, 3, axis=2), chunks)
+
+
+def _rows(components, chunks: Chunks):
+    """Flat rows (n_rows, 3) of three components (chunk, atom, lane)."""
+    return jnp.stack([at(c.reshape(-1), chunks.force_row) for c in components], axis=-1)
+
+
+def components(rows, chunks: Chunks):
+    """Flat rows (n_rows, 3) as three components (chunk, atom, lane); padding lanes get zero."""
+    return tuple(spread_rows(c, chunks.row_of) for c in rows.T)
 
 
 def to_lanes(rows, packed, chunks: Chunks):
@@ -77,16 +87,16 @@ def to_lanes(rows, packed, chunks: Chunks):
     """
 
     def spread(chunks, rows):
-        return jnp.stack([spread_rows(c, chunks.row_of) for c in rows.T], axis=1)
+        return jnp.concatenate(components(rows, chunks), axis=2)
 
     # lanes of padding never reach an output, so that taking each row once is the transpose
     moved = linear(spread, lambda chunks, lanes: from_lanes(lanes, chunks), chunks, rows)
-    return jnp.where((chunks.row_of < rows.shape[0])[:, None], moved, packed)
+    return jnp.where(jnp.tile(chunks.row_of < rows.shape[0], (1, 1, 3)), moved, packed)
 
 
 def spread_rows(values, index):
-    """Flat values at lanes; padding lanes get zero."""
-    return at(jnp.concatenate([values, jnp.zeros(1, values.dtype)]), index)
+    """Flat values at lanes; padding lanes, whose index is beyond the last, get zero."""
+    return jnp.where(index < values.shape[0], at(values, index), 0)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -122,11 +132,11 @@ def _pull(forces, moving, primals, cotangents):
     p, x, chunks = primals
     w, v = cotangents
     w = spread_rows(w, chunks.conformer_of)
-    v = jnp.stack([spread_rows(c, chunks.row_of) for c in v.T], axis=1) if forces else None
+    v = components(v, chunks) if forces else None
 
     def one(arguments):
         p, x, tables, w, v = arguments
-        gradient = kernel.parameter_gradient(p, tables, tuple(x), w, None if v is None else tuple(v))
-        return gradient, kernel.position_gradient(p, tables, tuple(x), w, v) if moving else None
+        gradient = kernel.parameter_gradient(p, tables, x, w, v)
+        return gradient, kernel.position_gradient(p, tables, x, w, v) if moving else None
 
     return over_chunks(one, (p, x, chunks.tables, w, v), chunks)

@@ -133,12 +133,26 @@ class ChunkTables:
     gbsa: GBSASettings | None = field(default=None, metadata={"static": True})
 
 
-Positions = tuple[Float[Array, "atom lane"], Float[Array, "atom lane"], Float[Array, "atom lane"]]
+Positions = Float[Array, "atom 3*lane"]
+"""x of all lanes, then y, then z: one gather fetches the three components of an atom."""
+
+Components = tuple[Float[Array, "atom lane"], Float[Array, "atom lane"], Float[Array, "atom lane"]]
 
 
 def _vectors(x: Positions, kind: Kind, atoms):
-    """The difference vectors of all terms, each a tuple of (n, lane) components."""
-    at = [tuple(c.at[index].get(mode="promise_in_bounds") for c in x) for index in atoms]
+    """The difference vectors of all terms, each (n, 3 lanes)."""
+    at = [x.at[index].get(mode="promise_in_bounds") for index in atoms]
+    return [at[j] - at[i] for i, j in kind.vectors]
+
+
+def _components(vectors):
+    """x, y and z, each (n, lane), of vectors (n, 3 lanes)."""
+    return [tuple(jnp.split(v, 3, axis=1)) for v in vectors]
+
+
+def _differences(v: Components, kind: Kind, atoms):
+    """What :func:`_vectors` and :func:`_components` give of positions, of a field given by component."""
+    at = [tuple(c.at[index].get(mode="promise_in_bounds") for c in v) for index in atoms]
     return [difference(at[i], at[j]) for i, j in kind.vectors]
 
 
@@ -165,14 +179,14 @@ def _stage(tables: ChunkTables, function, *arguments):
 
 
 def energies(p, tables: ChunkTables, x: Positions, forces: bool):
-    """Energies (job, lane), and forces as three (atom, lane) components if asked for."""
+    """Energies (job, lane), and forces by component if asked for."""
     terms: list[Any] = []
     rows: list[Any] = []
     for name, kind in kinds(tables.user).items():
 
         def term(x, atoms, values, kind=kind):
             vectors = _vectors(x, kind, atoms)
-            s, weights = kind.coordinate(*vectors)
+            s, weights = kind.coordinate(*_components(vectors))
             values = _columns(values, s[0].shape[-1])
             if not forces:
                 return kind.potential(s, *values)
@@ -184,11 +198,11 @@ def energies(p, tables: ChunkTables, x: Positions, forces: bool):
             continue
         u, vectors, weights = _stage(tables, term, x, tables.atoms[name], p[name])
         terms.append(u)
-        rows.extend(kind.rows(vectors, weights))
+        rows.extend(kind.rows(_components(vectors), weights))
     total = stack(terms)
     for table in tables.energy_sums:
         total = gather_sum(total, table)
-    pull: Positions = (0.0, 0.0, 0.0)  # minus the forces of the solvent
+    pull: Any = (0.0, 0.0, 0.0)  # minus the forces of the solvent
     if tables.gbsa is not None and forces:
         energy, pull = _stage(tables, partial(_solvation_and_slope, tables, tables.gbsa), p["gbsa"], x)
         total = total + energy
@@ -210,13 +224,13 @@ def _solvation(tables: ChunkTables, settings: GBSASettings, values, x: Positions
     def of_lane(x):
         return solvent.energies(settings, tables.members, x, *values)
 
-    return jax.vmap(of_lane, in_axes=1, out_axes=1)(jnp.stack(x, axis=-1))
+    return jax.vmap(of_lane, in_axes=2, out_axes=1)(x.reshape(x.shape[0], 3, -1))
 
 
 def _solvation_and_slope(tables: ChunkTables, settings: GBSASettings, values, x: Positions):
-    """Energies (job, lane) of the implicit solvent and their derivative, (atom, lane) by component."""
+    """Energies (job, lane) of the implicit solvent and their derivative by component."""
     energy, pull = jax.vjp(lambda x: _solvation(tables, settings, values, x), x)
-    return energy, pull(jnp.ones_like(energy))[0]
+    return energy, tuple(jnp.split(pull(jnp.ones_like(energy))[0], 3, axis=1))
 
 
 def _solvation_gradient(tables: ChunkTables, settings: GBSASettings, values, x: Positions, w, v):
@@ -234,17 +248,17 @@ def _solvation_gradient(tables: ChunkTables, settings: GBSASettings, values, x: 
     return jax.grad(objective)(values)
 
 
-def parameter_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "job lane"], v: Positions | None):
+def parameter_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "job lane"], v: Components | None):
     """Gradient in the parameters of sum(w energies) + sum(v . forces); without v of the first sum alone."""
     result = {}
     for name, kind in kinds(tables.user).items():
 
         def coordinate(x, v, atoms, kind=kind):
-            vectors = _vectors(x, kind, atoms)
+            vectors = _components(_vectors(x, kind, atoms))
             s, weights = kind.coordinate(*vectors)
             if v is None:
                 return s, None
-            moved = zip(kind.rows(vectors, weights), _vectors(v, kind, atoms), strict=True)
+            moved = zip(kind.rows(vectors, weights), _differences(v, kind, atoms), strict=True)
             return s, -sum(dot(row, b) for row, b in moved)
 
         s, change = _stage(tables, coordinate, x, v, tables.atoms[name])
@@ -265,14 +279,15 @@ def parameter_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "jo
     return result
 
 
-def position_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "job lane"], v: Positions | None):
-    """Gradient in the positions of sum(w energies) + sum(v . forces), (3, atom, lane).
+def position_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "job lane"], v: Components | None):
+    """Gradient in the positions of sum(w energies) + sum(v . forces), (atom, 3 lanes).
 
     The Hessian is symmetric, so its product with v is the change of the forces along v.
     """
     weight = w.at[tables.job_of_atom].get(mode="promise_in_bounds")
+    weight = jnp.tile(weight, (1, 3))
     if v is None:
         _, forces = energies(p, tables, x, True)
-        return -weight * jnp.stack(forces)
-    (_, forces), (_, change) = jax.jvp(lambda x: energies(p, tables, x, True), (x,), (tuple(v),))
-    return jnp.stack(change) - weight * jnp.stack(forces)
+        return -weight * jnp.concatenate(forces, axis=1)
+    (_, forces), (_, change) = jax.jvp(lambda x: energies(p, tables, x, True), (x,), (jnp.concatenate(v, axis=1),))
+    return jnp.concatenate(change, axis=1) - weight * jnp.concatenate(forces, axis=1)
