@@ -242,7 +242,7 @@ def _solvation_gradient(tables: ChunkTables, settings: GBSASettings, values, x: 
 
         if v is None:
             return jnp.sum(w * energies(x))
-        u, du = jax.jvp(energies, (x,), (v,))
+        u, du = jax.jvp(energies, (x,), (jnp.concatenate(v, axis=1),))
         return jnp.sum(w * u - du)
 
     return jax.grad(objective)(values)
