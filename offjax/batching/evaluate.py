@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from offjax.batching import kernel
 from offjax.batching.chunks import Chunks
@@ -43,7 +43,7 @@ def _direct(forces: bool, p, x, chunks: Chunks):
         return kernel.energies(p, tables, x, forces)
 
     energy, force = over_chunks(one, (p, x, chunks.tables), chunks)
-    energy = at(energy.reshape(-1), chunks.energy_row)
+    energy = at(_everywhere(energy, chunks).reshape(-1), chunks.energy_row)
     if not forces:
         return energy, None
     return energy, _rows(force, chunks)
@@ -73,7 +73,16 @@ def from_lanes(packed, chunks: Chunks):
 
 def _rows(components, chunks: Chunks):
     """Flat rows (n_rows, 3) of three components (chunk, atom, lane)."""
-    return jnp.stack([at(c.reshape(-1), chunks.force_row) for c in components], axis=-1)
+    return jnp.stack([at(_everywhere(c, chunks).reshape(-1), chunks.force_row) for c in components], axis=-1)
+
+
+def _everywhere(values, chunks: Chunks):
+    """The values of all chunks on every device that shares them: gathering rows from shards, XLA would add up what
+    each device has of all rows, at three times the cost.
+    """
+    if chunks.mesh is None:
+        return values
+    return jax.lax.with_sharding_constraint(values, NamedSharding(chunks.mesh, PartitionSpec()))
 
 
 def components(rows, chunks: Chunks):
