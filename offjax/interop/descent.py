@@ -76,6 +76,7 @@ def _rows(path: Path) -> Iterator[dict | Problem]:
     files = sorted(path.glob("*.arrow")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise InputError(f"{path}: no such file, and no folder of *.arrow files")
+    read = 0
     for file in files:
         # an Arrow file is a stream behind eight bytes; read as one, it needs no footer
         data, n = file.read_bytes(), 0
@@ -84,12 +85,28 @@ def _rows(path: Path) -> Iterator[dict | Problem]:
                 if missing := {"smiles", "coords", "energy"} - set(batch.schema.names):
                     columns = ", ".join(sorted(missing))
                     raise InputError(f"{file}: the columns {columns} are missing; is this descent's layout?")
-                for row in batch.to_pylist():
-                    n += 1
+                for row in _checked(batch, file, read):
+                    n, read = n + 1, read + 1
                     yield row
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
             reason = f"{file}: not a complete Arrow table; {n} rows can be read ({error}); was it copied completely?"
             yield Problem(str(file), f"what follows {n} rows", "rejected", reason)
+
+
+def _checked(batch, file: Path, n: int) -> Iterator[dict | Problem]:
+    """The rows of a batch, the first of which is row n; those that contradict themselves would crash pyarrow."""
+    import pyarrow as pa
+
+    for k in range(batch.num_rows):
+        row = batch.slice(k, 1)
+        try:
+            row.validate(full=True)
+            [content] = row.to_pylist()
+        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+            reason = f"{file}, row-{n + k}: damaged ({error}); was the file copied completely?"
+            yield Problem(str(file), f"row-{n + k}", "rejected", reason, f"row-{n + k}")
+        else:
+            yield content
 
 
 def _record(path: Path, n: int, row: dict, forces: bool) -> Iterator[Record | Problem]:

@@ -142,7 +142,7 @@ def _frames(path: Path, content: Any, known: dict[str, str] | None, found: set[s
             yield read(label, entry)
         except InputError as error:
             yield Problem(str(path), label, "rejected", f"{path}, {label}: {error}")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"{path}, {label}: not of the expected layout ({type(error).__name__}: {error})"
             yield Problem(str(path), label, "rejected", reason)
 
@@ -161,9 +161,9 @@ def _degrees(angle: str) -> float:
 
 def _optimised(label: str, entry: dict) -> Frame:
     return Frame(
-        name=entry["mapped_smiles"],
+        name=_text(entry, "mapped_smiles"),
         label=label,
-        smiles=entry["mapped_smiles"],
+        smiles=_text(entry, "mapped_smiles"),
         positions=_table(entry["coordinates"]) * ANGSTROM,
         energy=float(entry["final_energy"]) * KCAL,
     )
@@ -178,7 +178,7 @@ def _torsion_point(angle: str):
         return Frame(
             name=label.split(",")[0],
             label=label,
-            smiles=entry["mapped_smiles"],
+            smiles=_text(entry, "mapped_smiles"),
             positions=_table(entry["coordinates"][angle]) * ANGSTROM,
             energy=float(energies[float(angle)]) * KCAL,
             driven=((a, b, c, d),),
@@ -249,9 +249,11 @@ def _molecule(
             f"the molecule has no {SMILES}, neither in identifiers nor in extras, and no result collection "
             "(molecule) names its id"
         )
+    if not isinstance(smiles, str):
+        raise InputError(f"{SMILES}: expected text, found {smiles!r}")
     bonds = molecule.get("connectivity")
     return Frame(
-        name=molecule.get("name") or smiles,
+        name=str(molecule.get("name") or smiles),
         label=label,
         smiles=smiles,
         positions=_table(molecule["geometry"]) * BOHR,
@@ -263,6 +265,12 @@ def _molecule(
         charge=_number(molecule.get("molecular_charge")),
         multiplicity=_number(molecule.get("molecular_multiplicity")),
     )
+
+
+def _text(entry: dict, key: str) -> str:
+    if not isinstance(entry[key], str):
+        raise InputError(f"{key}: expected text, found {entry[key]!r}")
+    return entry[key]
 
 
 def _number(value) -> float | None:

@@ -123,7 +123,8 @@ def scan(
                     yield from _record(path, name, groups[name], forces)
                 except InputError as error:
                     yield Problem(str(path), name, "rejected", str(error), name)
-                except (OSError, KeyError, RuntimeError) as error:  # the part of the file that holds it is damaged
+                except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                    # the part of the file that holds it is damaged; h5py has many ways to say so
                     reason = f"{path}, group {name!r}: cannot be read ({error}); was the file copied completely?"
                     yield Problem(str(path), name, "rejected", reason, name)
     except (OSError, RuntimeError) as error:
@@ -289,7 +290,7 @@ def _smiles(group, where: str) -> str:
     if "smiles" not in group:
         raise InputError(f"{where}, smiles: the dataset is missing; it has {', '.join(group) or 'nothing'}")
     try:
-        text = np.atleast_1d(group["smiles"].asstr()[()])
+        text = np.atleast_1d(_dataset(group, "smiles", where).asstr()[()])
     except TypeError:
         raise InputError(f"{where}, smiles: expected text, found {group['smiles'].dtype}") from None
     if text.size != 1:
@@ -297,10 +298,18 @@ def _smiles(group, where: str) -> str:
     return str(text.flat[0])
 
 
+def _dataset(group, key: str, where: str) -> h5py.Dataset:
+    """What stands under a name, if it is a dataset."""
+    found = group[key]
+    if not isinstance(found, h5py.Dataset):
+        raise InputError(f"{where}, {key}: expected a dataset, found a {type(found).__name__.lower()}")
+    return found
+
+
 def _check_numbers(group, numbers: np.ndarray, where: str) -> None:
     if "atomic_numbers" not in group:
         return
-    given = group["atomic_numbers"][()]
+    given = _dataset(group, "atomic_numbers", where)[()]
     if given.shape != numbers.shape:
         raise InputError(f"{where}, atomic_numbers: {given.size} atoms, but the SMILES has {numbers.size}")
     wrong = np.flatnonzero((given < 1) | (given > 118))
@@ -317,7 +326,7 @@ def _check_numbers(group, numbers: np.ndarray, where: str) -> None:
 def _array(path: Path, group, key: str, units: dict[str, float], where: str) -> np.ndarray:
     if key not in group:
         raise InputError(f"{where}, {key}: the dataset is missing; it has {', '.join(group)}")
-    dataset = group[key]
+    dataset = _dataset(group, key, where)
     allowed = ", ".join(units)
     if "units" not in dataset.attrs:
         raise InputError(f"{where}, {key}: the attribute units is missing; allowed are {allowed}")

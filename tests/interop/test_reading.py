@@ -384,3 +384,55 @@ def test_relative_energies_are_judged_by_forces_and_bonds(frames):
         turned[n, 5] = turned[n, 1] + along + np.cos(angle) * (arm - along) + np.sin(angle) * across
     [(kind, reason)] = judged(0.01 * np.arange(7.0), None, turned)
     assert kind == "outlier" and "is their unit right" in reason
+
+
+def test_damage_within_a_record_costs_that_record(frames, tmp_path):
+    """Flipped bytes and values of another type, where a library underneath would crash or raise errors of its own."""
+    import h5py
+
+    pa = pytest.importorskip("pyarrow")
+    x, e, f = frames
+    coords, forces = x / constants.ANGSTROM, f / (constants.KCAL / constants.ANGSTROM)
+    row = {"smiles": SMILES, "coords": coords.ravel().tolist(), "energy": (e / constants.KCAL).tolist()}
+    rows = [{**row, "forces": (forces + n).ravel().tolist()} for n in range(3)]
+    table, path = pa.Table.from_pylist(rows), tmp_path / "t.arrow"
+    with pa.ipc.new_stream(path, table.schema) as stream:
+        stream.write_table(table, max_chunksize=1)
+    content = path.read_bytes()
+    first = content.index(SMILES.encode())
+    second = content.index(SMILES.encode(), first + 1)
+    path.write_bytes(content[: second + 2] + b"\xff" + content[second + 3 :])
+    found = read(path, strict=False)
+    assert [r.name for r in found.records] == ["row-0", "row-2"]
+    assert [(p.record, "damaged" in p.reason) for p in found.rejected] == [("row-1", True)]
+    one = content.index(len(row["coords"]).to_bytes(4, "little"), first)  # the end of the list of coordinates
+    path.write_bytes(content[:one] + (2**31 - 9).to_bytes(4, "little") + content[one + 4 :])
+    found = read(path, strict=False)
+    assert [r.name for r in found.records] == ["row-1", "row-2"] and len(found.rejected) == 1
+
+    whole = [result(*frame) for frame in zip(*frames, strict=True)]
+    for wrong in ([SMILES], None, 3):
+        bad = [*whole[:2], result(*(v[2] for v in frames), smiles=wrong), *whole[3:]]
+        (tmp_path / "r.json").write_text(json.dumps(bad))
+        found = read(tmp_path / "r.json", strict=False)
+        assert [r.n_conformers for r in found.records] == [7] and [p.record for p in found.rejected] == ["result 2"]
+    drive = {"id": 5, "keywords": {"dihedrals": []}, "final_energies": {"0": e[0] / constants.HARTREE}}
+    drive["final_molecules"] = {"0": whole[0]["molecule"]}
+    for dihedrals in ([], [[0, 1, 2]], [[0, 1, 2, float("inf")]], 7):
+        drive["keywords"]["dihedrals"] = dihedrals
+        (tmp_path / "d.json").write_text(json.dumps([drive, *whole]))
+        found = read(tmp_path / "d.json", strict=False, forces=False)
+        assert [p.record for p in found.rejected] == ["result 0, angle 0"] and len(found.records) == 1
+
+    record = {"smiles": SMILES, "numbers": np.array([6, 8, 1, 1, 1, 1]), "positions": x, "energies": e, "forces": f}
+    write_spice(tmp_path / "s.h5", {"a": record, "b": record})
+    for key in ("smiles", "atomic_numbers", "conformations"):
+        write_spice(tmp_path / "s.h5", {"a": record, "b": record})
+        with h5py.File(tmp_path / "s.h5", "a") as file:
+            del file["a"][key]
+            file["a"].create_group(key)
+        found = read(tmp_path / "s.h5", strict=False)
+        assert [r.name for r in found.records] == ["b"]
+        assert [p.reason for p in found.rejected] == [
+            f"{tmp_path / 's.h5'}, group 'a', {key}: expected a dataset, found a group"
+        ]
