@@ -273,7 +273,13 @@ class Workers(_Table):
         """In how many parts the molecules are divided; 0: no workers."""
         if self.count == 1 and self.cluster == "local" and self.address is None and self.shards is None:
             return 0
-        return self.count if self.shards is None else self.shards
+        return self.n_processes if self.shards is None else self.shards
+
+    @property
+    def n_processes(self) -> int:
+        """Workers: jobs times ``options.processes``."""
+        processes = self.options.get("processes", 1) if self.cluster != "local" else 1
+        return self.count * processes if isinstance(processes, int) and processes > 0 else self.count
 
 
 class Output(_Table):

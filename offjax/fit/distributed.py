@@ -26,9 +26,11 @@ from jaxtyping import Float
 from offjax.batch import SystemBatch
 from offjax.errors import InputError, UnsupportedError
 from offjax.fit import targets
-from offjax.fit.config import FitConfig, Workers
+from offjax.fit.config import FitConfig
 from offjax.fit.free import FreeParameters
+from offjax.fit.jobqueue import LOOK, Jobs
 from offjax.fit.objective import ComponentParts, FitObjective, Parts
+from offjax.fit.progress import Silent
 from offjax.fit.targets import components
 from offjax.interop.files import write_atomically
 from offjax.interop.records import Record
@@ -107,9 +109,9 @@ def _terms(path: str, found: Parts) -> _Terms:
 class DistributedObjective(FitObjective):
     """The objective whose terms are computed by the workers of a Dask client.
 
-    ``shards`` are the molecules of each shard, as positions in the batch of ``targets``; ``files`` where the workers
-    find them. Workers begin every minimisation of torsion profiles at the reference geometries, so that nothing is lost
-    with one of them.
+    ``shards`` are the molecules of each shard, as positions in the batch of ``targets``, ``contents`` their names;
+    ``files`` where the workers find them. Workers begin every minimisation of torsion profiles at the reference
+    geometries, so that nothing is lost with one of them.
     """
 
     starts = ()
@@ -118,10 +120,20 @@ class DistributedObjective(FitObjective):
         """Nothing: see above."""
 
     def __init__(
-        self, whole: targets.Targets, free: FreeParameters, prior_weight: float, components, shards, files, client
+        self,
+        whole: targets.Targets,
+        free: FreeParameters,
+        prior_weight: float,
+        components,
+        *,
+        shards: Sequence[np.ndarray],
+        contents: Sequence[list[str]],
+        files: Sequence[str],
+        client,
+        jobs: Jobs | None,
     ):
         super().__init__(whole, free, prior_weight, components=components)
-        self.shards, self.files, self.client = shards, files, client
+        self.shards, self.files, self.contents, self.client, self.jobs = shards, files, contents, client, jobs
         self.scalar = self._traceable()
         self._points: list[tuple[bytes, dict[Any, list[Any]]]] = []
 
@@ -138,8 +150,24 @@ class DistributedObjective(FitObjective):
         found, key = self._at(x), (function, arguments)
         if key not in found:
             tasks = [self.client.submit(function, file, *arguments, x, pure=False) for file in self.files]
-            found[key] = self.client.gather(tasks)
+            found[key] = self._gathered(tasks)
         return found[key]
+
+    def _gathered(self, tasks) -> list[Any]:
+        """The results of tasks; jobs that end in the meantime are replaced."""
+        from distributed import KilledWorker, wait
+
+        _waited(self.jobs, lambda seconds: wait(tasks, timeout=seconds))
+        try:
+            return self.client.gather(tasks)
+        except KilledWorker as error:
+            keys = [task.key for task in tasks]
+            names = self.contents[keys.index(error.task)] if error.task in keys else []
+            raise InputError(
+                f"workers: {error.allowed_failures + 1} workers died computing the same {len(names)} molecules "
+                f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}). Most often this is too little memory: "
+                "raise workers.options.memory, or workers.shards for fewer molecules at once"
+            ) from None
 
     def _priors(self, x) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """The residuals of the priors and their derivatives."""
@@ -227,11 +255,13 @@ class DistributedObjective(FitObjective):
 
 
 @contextlib.contextmanager
-def shared(config: FitConfig, prepared) -> Iterator[FitObjective]:
+def shared(config: FitConfig, prepared, progress: Silent | None = None) -> Iterator[FitObjective]:
     """The objective of a :class:`offjax.fit.driver.Prepared`, computed by the workers that ``[workers]`` asks for.
 
     Raises
     ------
+    InputError
+        The cluster cannot be reached or started as the options say.
     UnsupportedError
         Dask, or dask-jobqueue for a queueing system, is not installed.
     """
@@ -243,7 +273,7 @@ def shared(config: FitConfig, prepared) -> Iterator[FitObjective]:
     shards = balanced(cost, config.workers.n_shards)
     with (
         tempfile.TemporaryDirectory(prefix="workers-", dir=config.output.directory) as folder,
-        _client(config.workers) as client,
+        _client(config, Silent() if progress is None else progress) as (client, jobs),
     ):
         files = []
         for k, chosen in enumerate(shards):
@@ -261,9 +291,11 @@ def shared(config: FitConfig, prepared) -> Iterator[FitObjective]:
             prepared.free,
             config.objective.prior_weight,
             prepared.components,
-            shards,
-            files,
-            client,
+            shards=shards,
+            contents=[[prepared.records[m].name for m in chosen] for chosen in shards],
+            files=files,
+            client=client,
+            jobs=jobs,
         )
 
 
@@ -294,37 +326,60 @@ def _required(module: str, extra: str) -> Any:
 
 
 @contextlib.contextmanager
-def _client(workers: Workers) -> Iterator[Any]:
-    """A Dask client with workers; the cluster ends with the fit, a scheduler given by its address does not."""
+def _client(config: FitConfig, progress: Silent) -> Iterator[tuple[Any, Jobs | None]]:
+    """A Dask client with workers, and the jobs of a queueing system in which they run.
+
+    The cluster ends with the fit, a scheduler given by its address does not.
+    """
+    workers = config.workers
     distributed = _required("distributed", "distributed")
+    jobs = None
     with contextlib.ExitStack() as stack:
         settings = {"distributed.scheduler.allowed-failures": ALLOWED_FAILURES}
         stack.enter_context(_required("dask", "distributed").config.set(settings))
         if workers.address is not None:
             try:
-                yield stack.enter_context(distributed.Client(workers.address, timeout=30))
+                client = stack.enter_context(distributed.Client(workers.address, timeout=30))
             except OSError as error:
                 raise InputError(f"workers.address: no Dask scheduler answers at {workers.address}: {error}") from None
-            return
-        if workers.cluster == "local":
+        elif workers.cluster == "local":
             # one core each: XLA would give every worker all cores
             environment = {"NPROC": "1"}
             if jax.config.jax_compilation_cache_dir:
                 environment["JAX_COMPILATION_CACHE_DIR"] = str(jax.config.jax_compilation_cache_dir)
-            cluster = distributed.LocalCluster(
-                n_workers=workers.count,
-                threads_per_worker=1,
-                memory_limit=0,
-                dashboard_address=":0",
-                env=environment,
-                **workers.options,
-            )
+            try:
+                cluster = distributed.LocalCluster(
+                    n_workers=workers.count,
+                    threads_per_worker=1,
+                    memory_limit=0,
+                    dashboard_address=":0",
+                    env=environment,
+                    **workers.options,
+                )
+            except (TypeError, ValueError, RuntimeError) as error:
+                cause: BaseException = error
+                while cause.__cause__ is not None:  # a worker that fails says why; its nanny only that it did
+                    cause = cause.__cause__
+                raise InputError(f"workers.options: {cause}") from error
+            client = stack.enter_context(distributed.Client(stack.enter_context(cluster)))
         else:
-            jobqueue = _required("dask_jobqueue", "jobqueue")
-            made = {"slurm": jobqueue.SLURMCluster, "pbs": jobqueue.PBSCluster, "lsf": jobqueue.LSFCluster}
-            cluster = made[workers.cluster](**({"cores": 1, "processes": 1, "memory": "4GB"} | workers.options))
-            cluster.scale(jobs=workers.count)
-        stack.enter_context(cluster)
-        client = stack.enter_context(distributed.Client(cluster))
-        client.wait_for_workers(1)
-        yield client
+            queues = _required("dask_jobqueue", "jobqueue")
+            made = {"slurm": queues.SLURMCluster, "pbs": queues.PBSCluster, "lsf": queues.LSFCluster}
+            jobs = stack.enter_context(Jobs(workers, made[workers.cluster], config.output.directory, progress))
+            client = stack.enter_context(distributed.Client(jobs.cluster))
+        _waited(jobs, lambda seconds: client.wait_for_workers(1, timeout=seconds))
+        yield client, jobs
+
+
+def _waited(jobs: Jobs | None, wait) -> None:
+    """Wait with ``wait(seconds)``, which raises TimeoutError; lost jobs are replaced in the meantime."""
+    if jobs is None:
+        wait(None)
+        return
+    while True:
+        try:
+            wait(LOOK)
+        except TimeoutError:
+            jobs.keep()
+        else:
+            return

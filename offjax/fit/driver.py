@@ -79,7 +79,7 @@ def _run(config: FitConfig, resume: bool, progress: Silent, stack: contextlib.Ex
     directory.mkdir(parents=True, exist_ok=True)
     data = prepare(config, progress)
     optimizer = make_optimizer(config)
-    objective = stack.enter_context(distributed.shared(config, data))
+    objective = stack.enter_context(distributed.shared(config, data, progress))
     path = directory / "checkpoint.npz"
     stored = _stored(path, config, data.digest) if resume else None
     log = _Log(directory / "log.jsonl", data.header(config), stored)

@@ -1,6 +1,6 @@
 """Telling people how a fit gets on: a bar with time to go in a terminal, plain lines elsewhere, nothing by default.
 
-A Progress is anything with the four methods of :class:`Silent`.
+A Progress is anything with the five methods of :class:`Silent`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ class Silent:
     def advance(self, text: str = "") -> None:
         """One item of the stage is done."""
 
+    def note(self, text: str) -> None:
+        """Something to know happened; the stage goes on."""
+
     def iteration(self, entry: dict[str, Any], maximum: int) -> None:
         """An iteration is done; ``entry`` is its line in the log. Called after the checkpoint is on the disk."""
 
@@ -37,6 +40,10 @@ class Lines(Silent):
     def stage(self, text: str, total: int | None = None) -> None:
         """A line."""
         print(text + (f" ({total})" if total else ""), file=self.file, flush=True)
+
+    def note(self, text: str) -> None:
+        """A line."""
+        print(f"note: {text}", file=self.file, flush=True)
 
     def iteration(self, entry: dict[str, Any], maximum: int) -> None:
         """A line."""
@@ -71,6 +78,10 @@ class Bars(Silent):
     def advance(self, text: str = "") -> None:
         """One step of the bar."""
         self.bars.update(self.task, advance=1, note=text)
+
+    def note(self, text: str) -> None:
+        """A line above the bars."""
+        self.bars.console.print(f"note: {text}", markup=False)
 
     def iteration(self, entry: dict[str, Any], maximum: int) -> None:
         """One step of the fit's bar."""

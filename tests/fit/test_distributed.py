@@ -71,6 +71,23 @@ def test_a_dead_worker_costs_its_tasks_only(both):
         np.testing.assert_array_equal(a, b)
 
 
+def test_molecules_that_kill_workers_are_named(make_config, monkeypatch):
+    def die(file, x):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(distributed, "ALLOWED_FAILURES", 0)
+    config = FitConfig.load(make_config(prior="20.0", extra="\n[workers]\nshards = 2\n"))
+    config.output.directory.mkdir()
+    with jax.enable_x64(True):
+        prepared = driver.prepare(config)
+        with distributed.shared(config, prepared) as objective:
+            assert sorted(sum(objective.contents, [])) == sorted(record.name for record in prepared.records)
+            with pytest.raises(
+                InputError, match=r"1 workers died .* same \d molecules \((methanol|ethane|formaldehyde)"
+            ):
+                objective._all(die, objective.start)
+
+
 @pytest.mark.parametrize("method", ["levenberg-marquardt", "l-bfgs"])
 def test_a_whole_fit(method, make_config):
     options = {"method": method, "iterations": 4, "prior": "20.0"}
@@ -85,3 +102,5 @@ def test_errors_name_the_key(make_config):
         FitConfig.load(make_config(method="adam", extra=WORKERS), {"optimizer.minibatch": 2})
     with pytest.raises(InputError, match="workers.address"):
         run(FitConfig.load(make_config(extra='\n[workers]\naddress = "tcp://127.0.0.1:1"\n')))
+    with pytest.raises(InputError, match=r"workers.options: .*'memroy'"):
+        run(FitConfig.load(make_config(extra='\n[workers]\ncount = 2\noptions = {memroy = "2GB"}\n')))
