@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offjax import interactions, virtual_sites
+from offjax.devices import matmul
 from offjax.errors import InputError, PrecisionError, UnsupportedError
 from offjax.interactions import METHODS, PERIODIC, Pairs, Particles, Treatment
 from offjax.nonbonded import bonded_pairs, ewald, molecule_pairs, scaled_pairs
@@ -421,7 +422,7 @@ def _components(energy: PotentialEnergy, p: ParameterSet, x, box, neighbors):
 @jax.jit
 def _virial(energy: PotentialEnergy, p: ParameterSet, x, box, neighbors):
     def strained(strain):
-        energies, bad = _by_term(energy, p, x + x @ strain, box + box @ strain, neighbors, together=True)
+        energies, bad = _by_term(energy, p, x + matmul(x, strain), box + matmul(box, strain), neighbors, together=True)
         return _total(energies), bad
 
     gradient, bad = jax.grad(strained, has_aux=True)(jnp.zeros((3, 3), x.dtype))

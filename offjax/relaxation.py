@@ -24,6 +24,7 @@ from offjax.batch import Conformers, SystemBatch, compiler_options
 from offjax.batching import evaluate as chunked
 from offjax.batching import kernel
 from offjax.batching.kernel import ChunkTables
+from offjax.devices import matmul
 from offjax.errors import InputError, UnsupportedError
 from offjax.md.minimizers import Descent, Minimum, Systems, implicit, lbfgs, run, solve_iteratively
 from offjax.parameters import ParameterSet
@@ -195,7 +196,7 @@ class _Chunk(NamedTuple):
         def total(v):
             v = jnp.sum(v, axis=1)
             # 0 times not-a-number would reach the other jobs of the lane; its own job has it in energy and forces
-            return matrix @ jnp.where(jnp.isfinite(v), v, 0.0)
+            return matmul(matrix, jnp.where(jnp.isfinite(v), v, 0.0))
 
         def largest(v):
             square = jnp.sum(v * v, axis=1)

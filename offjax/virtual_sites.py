@@ -73,11 +73,13 @@ def positions(
     corners = x[atoms]
     parent = corners[:, 0]
     arms = corners - parent[:, None]
-    along = _unit(jnp.einsum("sa,sad->sd", jnp.asarray(X_WEIGHTS, x.dtype)[kind], arms))
-    aside = jnp.einsum("sa,sad->sd", jnp.asarray(Y_WEIGHTS, x.dtype)[kind], arms)
+    along = _unit(jnp.einsum("sa,sad->sd", jnp.asarray(X_WEIGHTS, x.dtype)[kind], arms, precision="highest"))
+    aside = jnp.einsum("sa,sad->sd", jnp.asarray(Y_WEIGHTS, x.dtype)[kind], arms, precision="highest")
     normal = _unit(jnp.cross(along, aside))
     axes = jnp.stack([along, jnp.cross(normal, along), normal], axis=1)
-    return parent + jnp.einsum("sk,skd->sd", local_positions(distance, outOfPlaneAngle, inPlaneAngle), axes)
+    return parent + jnp.einsum(
+        "sk,skd->sd", local_positions(distance, outOfPlaneAngle, inPlaneAngle), axes, precision="highest"
+    )
 
 
 def _unit(v: Float[Array, "site 3"]) -> Float[Array, "site 3"]:

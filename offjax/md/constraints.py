@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from offjax.devices import matmul
 from offjax.errors import InputError
 
 NEWTON_STEPS = 8
@@ -216,31 +217,31 @@ def _shake(moved, reference, masses, pairs, lengths, used):
     """
     dtype = moved.dtype
     b = _incidence(pairs, moved.shape[0], used, dtype)
-    old = b @ reference
-    weights = (b / masses) @ b.T
-    free = b @ moved
+    old = matmul(b, reference)
+    weights = matmul(b / masses, b.T)
+    free = matmul(b, moved)
     target = jnp.where(used, lengths.astype(dtype) ** 2, 0.0)
     idle = jnp.where(used, 0.0, 1.0).astype(dtype)
 
     def newton(multipliers, _):
-        d = free + weights @ (multipliers[:, None] * old)
+        d = free + matmul(weights, multipliers[:, None] * old)
         error = jnp.sum(d * d, axis=-1) - target
-        slope = 2.0 * weights * (d @ old.T) + jnp.diag(idle)
+        slope = 2.0 * weights * matmul(d, old.T) + jnp.diag(idle)
         return multipliers - jnp.linalg.solve(slope, error), None
 
     multipliers, _ = jax.lax.scan(newton, jnp.zeros(len(pairs), dtype), length=NEWTON_STEPS)
-    return moved + (b.T @ (multipliers[:, None] * old)) / masses[:, None]
+    return moved + matmul(b.T, multipliers[:, None] * old) / masses[:, None]
 
 
 def _project(velocities, positions, masses, pairs, used):
     """One cluster: v - M^-1 G^T (G M^-1 G^T)^-1 G v (H. C. Andersen, J. Comput. Phys. 52, 24 (1983))."""
     dtype = velocities.dtype
     b = _incidence(pairs, positions.shape[0], used, dtype)
-    d = b @ positions
-    rate = jnp.sum(d * (b @ velocities), axis=-1)
-    matrix = ((b / masses) @ b.T) * (d @ d.T) + jnp.diag(jnp.where(used, 0.0, 1.0).astype(dtype))
+    d = matmul(b, positions)
+    rate = jnp.sum(d * matmul(b, velocities), axis=-1)
+    matrix = matmul(b / masses, b.T) * matmul(d, d.T) + jnp.diag(jnp.where(used, 0.0, 1.0).astype(dtype))
     multipliers = jnp.linalg.solve(matrix, rate)
-    return velocities - (b.T @ (multipliers[:, None] * d)) / masses[:, None]
+    return velocities - matmul(b.T, multipliers[:, None] * d) / masses[:, None]
 
 
 def _settle(moved, reference, masses, lengths):
@@ -260,7 +261,7 @@ def _settle(moved, reference, masses, lengths):
     y = jnp.cross(z, x)
     frame = jnp.stack([v / jnp.sqrt(jnp.sum(v * v)) for v in (x, y, z)])
     shape = _triangle(lengths.astype(moved.dtype), masses / total)  # (3, 2): x along the base, y towards the apex
-    b0, c0, a1, b1, c1 = (frame @ v for v in (b0, c0, a1, b1, c1))
+    b0, c0, a1, b1, c1 = (matmul(frame, v) for v in (b0, c0, a1, b1, c1))
     ra, rb, rc = shape[0, 1], -shape[1, 1], shape[2, 0]
     sin_phi = a1[2] / ra
     cos_phi = jnp.sqrt(1.0 - sin_phi**2)
@@ -283,7 +284,7 @@ def _settle(moved, reference, masses, lengths):
             jnp.stack([-xb * cos_theta - yc * sin_theta, -xb * sin_theta + yc * cos_theta, c1[2]]),
         ]
     )
-    return new @ frame + centre
+    return matmul(new, frame) + centre
 
 
 def _triangle(lengths, weights):

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from offjax import geometry
+from offjax.devices import matmul
 from offjax.errors import InputError
 from offjax.md.dynamics import points, scalar
 
@@ -535,7 +536,7 @@ def solve_dense(product, b):
     size = jnp.abs(values)
     used = size > _zero_level(b.dtype) * jnp.max(size, initial=0.0)
     inverse = jnp.where(used, 1.0 / jnp.where(used, values, 1.0), 0.0)
-    return (vectors @ (inverse * (vectors.T @ b.ravel()))).reshape(b.shape)
+    return matmul(vectors, inverse * matmul(vectors.T, b.ravel())).reshape(b.shape)
 
 
 def solve_iteratively(product: Callable, b, systems: Systems | None = None, level: float | None = None):

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from offjax import geometry
+from offjax.devices import matmul
 from offjax.errors import InputError, UnsupportedError
 from offjax.nonbonded.neighbors import LANES, NeighborList, shifts, slots
 
@@ -259,9 +260,9 @@ class BehlerParrinello(eqx.Module):
 def _network(layers, value):
     """Dense layers with tanh between them, on rows."""
     for weights, bias in layers[:-1]:
-        value = jnp.tanh(value @ weights.T.astype(value.dtype) + bias.astype(value.dtype))
+        value = jnp.tanh(matmul(value, weights.T.astype(value.dtype)) + bias.astype(value.dtype))
     weights, bias = layers[-1]
-    return (value @ weights.T.astype(value.dtype) + bias.astype(value.dtype))[:, 0]
+    return (matmul(value, weights.T.astype(value.dtype)) + bias.astype(value.dtype))[:, 0]
 
 
 @jax.tree_util.register_dataclass

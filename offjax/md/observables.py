@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from offjax import geometry
+from offjax.devices import matmul
 from offjax.errors import InputError
 from offjax.md.dynamics import bound, molecules, points, scalar
 from offjax.md.minimizers import solve_dense
@@ -110,9 +111,9 @@ def _of_strain(energy, x, box, neighbors):
     rows = jnp.diag(jnp.broadcast_to(rows, (d,))) if rows.ndim < 2 else rows
 
     def of(strain, moved):
-        new = rows @ (jnp.eye(d, dtype=x.dtype) + 0.5 * (strain + strain.T))
-        lower = jnp.linalg.cholesky(new @ new.T)
-        return bound(energy, lower, neighbors)((x + moved) @ jnp.linalg.inv(rows) @ lower)
+        new = matmul(rows, jnp.eye(d, dtype=x.dtype) + 0.5 * (strain + strain.T))
+        lower = jnp.linalg.cholesky(matmul(new, new.T))
+        return bound(energy, lower, neighbors)(matmul(x + moved, jnp.linalg.inv(rows), lower))
 
     return of
 
@@ -128,7 +129,7 @@ def stress(energy: Callable, positions, box, *, velocities=None, masses=1.0, nei
     virial = jax.grad(_of_strain(energy, x, box, neighbors))(zero, jnp.zeros_like(x))
     if velocities is not None:
         m = jnp.broadcast_to(jnp.asarray(masses, x.dtype), x.shape[:1])[:, None]
-        virial = virial - velocities.T @ (m * velocities)
+        virial = virial - matmul(velocities.T, m * velocities)
     return virial / volume(box, x.shape[1])
 
 
@@ -173,9 +174,9 @@ def elastic_moduli(energy: Callable, positions, box, *, neighbors=None) -> Float
 
     def response(column):
         # not the derivatives of eigenvectors, which a crystal's equal eigenvalues do not have
-        return jax.lax.custom_linear_solve(lambda v: xx @ v, column, solve_dense, symmetric=True)
+        return jax.lax.custom_linear_solve(lambda v: matmul(xx, v), column, solve_dense, symmetric=True)
 
-    relaxed = ex @ jax.vmap(response)(ex).T
+    relaxed = matmul(ex, jax.vmap(response)(ex).T)
     return (ee - relaxed.reshape(d, d, d, d)) / volume(box, d)
 
 

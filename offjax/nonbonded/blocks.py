@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from offjax.devices import at_once, matmul, on_cpu
 from offjax.nonbonded.neighbors import CHUNK, IMAGES, LANES, ROW, NeighborList, image_numbers, shifts, slots
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ def _checked(energy, potential, how, positions, box, parameters, neighbors):
 
 def compiler_options() -> dict[str, Any]:
     """What :func:`jit` tells the compiler on this platform: ``jax.jit(..., compiler_options=...)``."""
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return {}
     honored = {f"xla_cpu_fast_math_honor_{what}": True for what in ("nans", "infs", "division", "functions")}
     return {"xla_cpu_enable_fast_math": True, **honored, "xla_cpu_prefer_vector_width": 512}
@@ -117,7 +119,7 @@ def jit(function: Callable, **options) -> Callable:
 
     @wraps(function)
     def in_any_order(*args, **kwargs):
-        token = _any_order.set(jax.default_backend() == "cpu")
+        token = _any_order.set(on_cpu())
         try:
             return function(*args, **kwargs)
         finally:
@@ -132,6 +134,12 @@ _any_order: ContextVar[bool] = ContextVar("any_order", default=False)
 
 _IMAGES_IN_CACHE = 2**19
 """Bytes of one coordinate of all images up to which they are tabulated."""
+
+_ROWS = 2**15
+"""Rows that are worked on together, on a GPU."""
+
+_PLAIN_ROWS = 2**12
+"""The same where derivatives keep what they need of every pair."""
 
 
 class _Gradients(NamedTuple):
@@ -158,8 +166,8 @@ def _energy_rule(potential, how, primals, tangents):
         change += jnp.sum(gradients.positions * dx)
     if strained:
         # dU/dH at fixed positions: a strain e = H^-1 dH of cell and atoms, less what it does to the atoms
-        strain = jnp.linalg.inv(h) @ dh
-        change += jnp.sum(gradients.strain * strain) - jnp.sum(gradients.positions * (x @ strain))
+        strain = matmul(jnp.linalg.inv(h), dh)
+        change += jnp.sum(gradients.strain * strain) - jnp.sum(gradients.positions * matmul(x, strain))
     for gradient, tangent in zip(gradients.parameters, dp, strict=True):
         if not isinstance(tangent, SymbolicZero):
             change += jnp.sum(gradient * tangent)
@@ -169,18 +177,20 @@ def _energy_rule(potential, how, primals, tangents):
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _gradients(potential, how, strained, x, h, parameters, neighbors):
     """Energy and gradients in one pass."""
+    size, steps = _steps(neighbors, _ROWS)
+    neighbors = _filled(neighbors, size * steps)
     data = _slot_data(x, h, parameters, neighbors)
     dtype = how.dtype(x)
     n_sums = 4 + len(parameters) + (6 if strained else 0)
 
     def step(k, sums):
-        row = _rows(k, data)
+        row = _rows(k, size, data)
         return sums.at[row.block].add(
             _row_sums(potential, neighbors.cutoff, strained, row, how.any_order).astype(dtype)
         )
 
     sums = jnp.zeros((len(neighbors.order) // LANES, LANES, n_sums), dtype)
-    sums = jax.lax.fori_loop(0, _most(-(-neighbors.n_rows // CHUNK)), step, sums)
+    sums = jax.lax.fori_loop(0, 1 if steps == 1 else _most(-(-neighbors.n_rows // size)), step, sums)
     by_atom = jnp.zeros((neighbors.n_atoms + 1, n_sums), dtype)
     by_atom = by_atom.at[neighbors.order].set(sums.reshape(-1, n_sums))[:-1]
     strain = None
@@ -219,15 +229,35 @@ def _slot_data(x, h, parameters, neighbors):
     columns = [_at(v, filled) for v in (*x.T, *parameters)]
     images = None
     if h is not None and len(IMAGES) * columns[0].nbytes <= _IMAGES_IN_CACHE:
-        offsets = jnp.asarray(IMAGES, x.dtype) @ h
+        offsets = matmul(jnp.asarray(IMAGES, x.dtype), h)
         images = [(offsets[:, k, None] + columns[k]).reshape(-1) for k in range(3)]
     return images, columns, h, neighbors
 
 
-def _rows(k, data) -> _Rows:
+def _steps(neighbors, most: int) -> tuple[int, int]:
+    """How many rows are worked on together, CHUNK or on a GPU up to ``most``, and in how many steps all of them are."""
+    chunks = len(neighbors.block) // CHUNK
+    steps = -(-chunks // max(1, at_once(CHUNK, most) // CHUNK))
+    return -(-chunks // steps) * CHUNK, steps
+
+
+def _filled(neighbors, n: int):
+    """The list with ``n`` rows: those that are added have no entries."""
+    if n == len(neighbors.block):
+        return neighbors
+    missing = n - len(neighbors.block)
+    return replace(
+        neighbors,
+        entries=jnp.pad(neighbors.entries, ((0, missing), (0, 0))),
+        mask=jnp.pad(neighbors.mask, ((0, missing), (0, 0)), constant_values=2**LANES - 1),
+        block=jnp.pad(neighbors.block, (0, missing), mode="edge"),
+    )
+
+
+def _rows(k, size, data) -> _Rows:
     images, columns, h, neighbors = data
     entries, mask, block = (
-        jax.lax.dynamic_slice_in_dim(v, k * CHUNK, CHUNK) for v in (neighbors.entries, neighbors.mask, neighbors.block)
+        jax.lax.dynamic_slice_in_dim(v, k * size, size) for v in (neighbors.entries, neighbors.mask, neighbors.block)
     )
     slot = slots(entries)
     if images is not None:  # one look-up finds coordinate and image together
@@ -244,12 +274,12 @@ def _rows(k, data) -> _Rows:
 
 def _lanes(value):
     """The block's atoms against all neighbours."""
-    return jnp.broadcast_to(value[:, :, None], (CHUNK, LANES, ROW))
+    return jnp.broadcast_to(value[:, :, None], (len(value), LANES, ROW))
 
 
 def _neighbors(value):
     """The neighbours against all atoms of the block."""
-    return jnp.broadcast_to(value[:, None, :], (CHUNK, LANES, ROW))
+    return jnp.broadcast_to(value[:, None, :], (len(value), LANES, ROW))
 
 
 def _geometry(row: _Rows, cutoff):
@@ -290,8 +320,8 @@ def _sum_rows(terms, any_order):
 
     if any_order or terms[0].dtype == jnp.float64:
         return jax.lax.reduce(terms, zero, add, (2,))
-    added = jax.lax.reduce([t.reshape(CHUNK, LANES, 2, ROW // 2) for t in terms], zero, add, (2,))
-    short = jax.lax.reduce([t.reshape(CHUNK, LANES, -1, 16) for t in added], zero, add, (2,))
+    added = jax.lax.reduce([t.reshape(-1, LANES, 2, ROW // 2) for t in terms], zero, add, (2,))
+    short = jax.lax.reduce([t.reshape(-1, LANES, ROW // 32, 16) for t in added], zero, add, (2,))
     return [jnp.sum(t, axis=-1) for t in jax.lax.optimization_barrier(short)]
 
 
@@ -315,21 +345,22 @@ def _most_of_batch(size, mapped, n):
 
 def _plain_energy(potential, how, x, h, parameters, neighbors, matrices=()):
     """The definition: differentiable in any mode, to any order."""
+    size, steps = _steps(neighbors, _PLAIN_ROWS)
+    neighbors = _filled(neighbors, size * steps)
     data = _slot_data(x, h, parameters, neighbors)
     dtype = how.dtype(x)
-    n_chunks = len(neighbors.block) // CHUNK
 
     @jax.checkpoint
     def chunk(total, step):
         k, elements = step
-        row = _rows(k, data)
+        row = _rows(k, size, data)
         _, r2, counts = _geometry(row, neighbors.cutoff)
         mine, theirs = tuple(map(_lanes, row.my_parameters)), tuple(map(_neighbors, row.their_parameters))
         u = potential(r2, mine, theirs, *elements)
         return total + jnp.sum(jnp.where(counts, u, 0.0), dtype=dtype), None
 
-    elements = tuple(_elements(m, neighbors).reshape(n_chunks, CHUNK, LANES, ROW) for m in matrices)
-    return 0.5 * jax.lax.scan(chunk, jnp.zeros((), dtype), (jnp.arange(n_chunks, dtype=jnp.int32), elements))[0]
+    elements = tuple(_elements(m, neighbors).reshape(steps, size, LANES, ROW) for m in matrices)
+    return 0.5 * jax.lax.scan(chunk, jnp.zeros((), dtype), (jnp.arange(steps, dtype=jnp.int32), elements))[0]
 
 
 def _elements(matrix, neighbors):
@@ -351,7 +382,7 @@ def _plain_gradients(potential, how, strained, neighbors, x, h, parameters):
     def energy(x, parameters, strain):
         if strain is None:
             return _plain_energy(potential, how, x, h, parameters, neighbors)
-        return _plain_energy(potential, how, x + x @ strain, h + h @ strain, parameters, neighbors)
+        return _plain_energy(potential, how, x + matmul(x, strain), h + matmul(h, strain), parameters, neighbors)
 
     strain = jnp.zeros((3, 3), x.dtype) if strained else None
     value, gradients = jax.value_and_grad(energy, argnums=(0, 1) if strain is None else (0, 1, 2))(

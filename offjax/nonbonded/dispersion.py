@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from offjax.devices import matmul
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
@@ -89,7 +91,7 @@ def numerical_long_range_energy(potential, counts, n_particles: int, volume, cut
 
     points = jnp.asarray(np.stack([r, weight], axis=1), counts.dtype)
     integral, _ = jax.lax.scan(add, jnp.zeros((len(counts), len(counts)), counts.dtype), points)
-    pairs = 0.5 * (counts @ integral @ counts + jnp.diagonal(integral) @ counts)
+    pairs = 0.5 * (matmul(counts, integral, counts) + matmul(jnp.diagonal(integral), counts))
     return 4.0 * math.pi * n_particles / (n_particles + 1) * pairs / volume
 
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from offjax.devices import mapped, matmul
 from offjax.errors import InputError, NeighborListError
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ CHUNK = 64
 
 SPLIT = 4
 """Blocks in a part, and parts in a group."""
+
+_TOGETHER = 2048
+"""Boxes whose neighbours are looked for at once, on a GPU."""
 
 TOLERANCE = 1e-5
 """Lists reach this (relative) farther than they must, so that rounding never decides."""
@@ -276,7 +280,7 @@ def shifts(entries, box):
     """The offset of each entry's image, three arrays x, y, z."""
     image = image_numbers(entries)
     # image numbers count cell offsets 0, -1, 1 of c fastest: see IMAGES
-    table = jnp.asarray(IMAGES, box.dtype) @ box
+    table = matmul(jnp.asarray(IMAGES, box.dtype), box)
     return tuple(table[:, k].at[image].get(mode="promise_in_bounds") for k in range(3))
 
 
@@ -298,7 +302,7 @@ def _arguments(neighbors, positions, box):
 
 def _reference(neighbors, h):
     """The reference positions, which follow the box."""
-    return _times(neighbors.positions, jnp.linalg.inv(neighbors.box) @ jax.lax.stop_gradient(h))
+    return _times(neighbors.positions, matmul(jnp.linalg.inv(neighbors.box), jax.lax.stop_gradient(h)))
 
 
 def _times(rows, matrix):
@@ -313,7 +317,7 @@ def _stale(neighbors, x, h):
     if h is not None:
         displacement = x - _reference(neighbors, h)
         displacement -= _times(jnp.round(_times(displacement, jnp.linalg.inv(h))), h)
-        change = jnp.linalg.inv(h) @ neighbors.box - jnp.eye(3, dtype=h.dtype)
+        change = matmul(jnp.linalg.inv(h), neighbors.box) - jnp.eye(3, dtype=h.dtype)
         grown = 1.0 + jnp.sqrt(jnp.sum(change**2))
     moved = jnp.sqrt(jnp.max(jnp.sum(displacement**2, axis=1), initial=0.0))
     reach = (neighbors.cutoff + neighbors.skin) * (1.0 + 0.5 * TOLERANCE)
@@ -398,7 +402,7 @@ def _tree(x, h) -> _Tree:
     The sort key is one integer, the quantized coordinate above the place in the segment: XLA's CPU backend sorts that
     ten times faster than floating-point keys with a payload. Quantization affects the shape of blocks only.
     """
-    wrapped = x if h is None else x - jnp.floor(x @ jnp.linalg.inv(h)) @ h
+    wrapped = x if h is None else x - matmul(jnp.floor(matmul(x, jnp.linalg.inv(h))), h)
     n = len(x)
     bits = max(LANES.bit_length() - 1, (n - 1).bit_length())
     low = jnp.min(wrapped, axis=0)
@@ -469,7 +473,7 @@ def _near_children(tree, parents, size, h, reach, capacity):
         gap2 = _gap2([v[:, None, None] for v in first], (low[other], high[other]), shift)
         return _compact((entry >= 0)[:, None] & (gap2 <= reach**2), _children(entry, SPLIT), capacity)
 
-    lists, counts = jax.lax.map(of_parent, (parents, low, high))
+    lists, counts = mapped(of_parent, (parents, low, high), _TOGETHER)
     return lists.reshape(-1, capacity), jnp.max(counts)
 
 
@@ -489,7 +493,7 @@ def _near_atoms(tree, blocks, h, reach, capacity):
         keep = (entry >= 0)[:, None] & near
         return jax.tree.map(lambda v: v[0], _compact(keep[None], _children(entry, LANES), capacity))
 
-    return jax.lax.map(of_block, (blocks, tree.x.reshape(-1, LANES, 3)))
+    return mapped(of_block, (blocks, tree.x.reshape(-1, LANES, 3)), _TOGETHER)
 
 
 def _padded(x):

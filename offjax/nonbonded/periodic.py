@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
+from offjax.devices import matmul
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
@@ -28,7 +30,7 @@ def minimum_image(difference: Float[Array, "*batch 3"], box: Box) -> Float[Array
 
 def volume(box: Box) -> Float[Array, ""]:
     """a . (b x c), nm^3."""
-    return jnp.dot(box[0], jnp.cross(box[1], box[2]))
+    return matmul(box[0], jnp.cross(box[1], box[2]))
 
 
 def reciprocal_vectors(box: Box) -> Box:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offjax.constants import COULOMB
+from offjax.devices import at_once, matmul
 from offjax.linear import linear
 from offjax.nonbonded.ewald import Ewald
 from offjax.nonbonded.periodic import reciprocal_vectors, volume
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 ORDER = 5
 
 _TOGETHER = 1024
-"""Particles whose windows are made at once."""
+"""Particles whose windows are made at once, on a CPU."""
+
+_TOGETHER_ON_GPU = 2**17
+"""The same on a GPU."""
 
 _WIDTH = 8
 """Grid points of a window along c: ORDER and zeros, so that a row is one or two vector registers."""
@@ -109,18 +113,19 @@ def spread(
     time: the windows of all would be many times as large as everything else, and would leave the cache.
     """
     dtype = positions.dtype
-    fractional = positions @ reciprocal_vectors(box)
+    fractional = matmul(positions, reciprocal_vectors(box))
     scaled = (fractional - jnp.floor(fractional)) * np.asarray(grid, dtype)
     margins = (ORDER - 1, ORDER - 1, _WIDTH - 1)
     filled = jnp.zeros([n + margin for n, margin in zip(grid, margins, strict=True)], dtype)
-    n_steps = -(-len(strengths) // _TOGETHER)
+    together = at_once(_TOGETHER, _TOGETHER_ON_GPU)
+    n_steps = -(-len(strengths) // together)
     if n_steps == 1:
         filled, _ = _add_windows(filled, (scaled, strengths), grid)
     else:
-        missing = n_steps * _TOGETHER - len(strengths)
+        missing = n_steps * together - len(strengths)
         steps = (
-            jnp.pad(scaled, ((0, missing), (0, 0))).reshape(n_steps, _TOGETHER, 3),
-            jnp.pad(strengths, (0, missing)).reshape(n_steps, _TOGETHER),
+            jnp.pad(scaled, ((0, missing), (0, 0))).reshape(n_steps, together, 3),
+            jnp.pad(strengths, (0, missing)).reshape(n_steps, together),
         )
         filled, _ = jax.lax.scan(functools.partial(_add_windows, grid=grid), filled, steps)
     return linear(functools.partial(_fold, grid=grid), functools.partial(_extend, grid=grid), (), filled)

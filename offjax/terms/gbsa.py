@@ -34,6 +34,7 @@ import jax.numpy as jnp
 
 from offjax import geometry
 from offjax.constants import COULOMB
+from offjax.devices import matmul
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -118,6 +119,6 @@ def energies(
     inverse = 1.0 / jnp.sqrt(r2 + product * jnp.exp(-r2 / (4.0 * product)))
     inverse = jnp.where(near, inverse - 1.0 / cutoff, jnp.where(itself, inverse, 0.0))
     strength = -0.5 * COULOMB * (1.0 / solute_dielectric - 1.0 / solvent_dielectric)
-    polar = strength * charge * (inverse @ charge)
+    polar = strength * charge * matmul(inverse, charge)
     surface = 4.0 * math.pi * surface_area_penalty * (radius + solvent_radius) ** 2 * (radius / born) ** 6
     return polar + surface if present is None else jnp.where(present, polar + surface, 0.0)
