@@ -23,6 +23,7 @@ from offjax import geometry
 from offjax.batching import coordinates, solvent
 from offjax.batching.coordinates import difference, dot, polynomial, scale
 from offjax.batching.sums import gather_sum, stack
+from offjax.devices import matmul
 from offjax.settings import GBSASettings
 from offjax.terms import angles, bonds, electrostatics
 from offjax.terms.user import UserTerm
@@ -161,7 +162,7 @@ def _columns(p, lanes: int):
 
     A product with ones, because its transpose, the sum over lanes, then runs at the full width of the vector unit.
     """
-    return jax.tree.map(lambda v: v[..., None] @ jnp.ones((1, lanes), v.dtype), p)
+    return jax.tree.map(lambda v: matmul(v[..., None], jnp.ones((1, lanes), v.dtype)), p)
 
 
 def _stage(tables: ChunkTables, function, *arguments):
