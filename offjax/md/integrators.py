@@ -195,15 +195,16 @@ def stochastic_velocity_rescaling(energy: Callable, dt, kT, time, **system) -> I
 
 
 def rescaling_factor(key, kinetic, dof, kT, steps):
-    """alpha of Bussi, Donadio and Parrinello; ``steps`` is dt/tau."""
+    """alpha of Bussi, Donadio and Parrinello; ``steps`` is dt/tau. 1 at rest, where no factor gives heat."""
     one, rest = jax.random.split(key)
     c = jnp.exp(-steps)
     r = jax.random.normal(one, (), kinetic.dtype)
     others = 2.0 * jax.random.gamma(rest, 0.5 * (dof - 1), dtype=kinetic.dtype) if dof > 1 else 0.0
-    ratio = (1.0 - c) * kT / (2.0 * kinetic)
+    moving = kinetic > 0
+    ratio = (1.0 - c) * kT / (2.0 * jnp.where(moving, kinetic, 1.0))
     square = c + ratio * (r * r + others) + 2.0 * r * jnp.sqrt(c * ratio)
     sign = jnp.where(r + jnp.sqrt(c / ratio) < 0, -1.0, 1.0)
-    return sign * jnp.sqrt(square)
+    return jnp.where(moving, sign * jnp.sqrt(square), 1.0)
 
 
 # --- Nose-Hoover chains
@@ -371,6 +372,10 @@ def nose_hoover_npt(
     box each have a Nose-Hoover chain. The pressure comes from the energy's derivative in a uniform strain of box and
     centres, so the energy must take ``box=`` and be differentiable in it. The box is in the State: ``init`` needs
     ``box``. Constraints must join particles of one molecule.
+
+    Without total momentum the centre of all masses scales with the box, so that N molecules weigh a volume with
+    V^(N - 1) where the Monte Carlo barostat has V^N: the mean volume is smaller by kT times the compressibility, for
+    a liquid much less than a part in N.
 
     Source: M. E. Tuckerman et al., J. Phys. A 39, 5629 (2006), the integrator of section 4; for molecules E.
     Kalibaeva, M. Ferrario and G. Ciccotti, Mol. Phys. 101, 765 (2003).

@@ -370,7 +370,11 @@ def steepest_descent(max_step: float = 0.1) -> Descent:
         longest = jnp.maximum(systems.largest(state.forces), jnp.finfo(state.positions.dtype).tiny)
         x = state.positions + systems.spread(state.step_size / longest) * state.forces
         energy, forces = evaluate(x)
-        better = energy < state.energy
+        # Where rounding hides the change of the energy, the slope tells, as in lbfgs.
+        noise = 1e3 * jnp.finfo(x.dtype).eps * jnp.abs(state.energy)
+        slope, new_slope = -systems.total(state.forces**2), -systems.total(forces * state.forces)
+        flat = (energy <= state.energy + noise) & (new_slope <= -0.8 * slope)
+        better = (energy < state.energy) | flat
         here = systems.spread(better)
         smaller, larger = 0.2 * state.step_size, jnp.minimum(1.2 * state.step_size, max_step)
         return SteepestState(

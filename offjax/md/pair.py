@@ -127,8 +127,8 @@ def pair_energy(
     ------
     InputError
         A parameter of another shape, or one value a particle without a rule to combine them, or with one that depends
-        on their order; a box shorter than twice the cutoff of a :func:`smooth_cutoff` (the energy is not-a-number where
-        the box is traced).
+        on their order; a list whose cutoff is shorter than that of a :func:`smooth_cutoff`, or a box shorter than twice
+        that (the energy is not-a-number where the box is traced).
     """
     rules = dict(combine or {})
     for name, rule in rules.items():
@@ -237,6 +237,10 @@ def _row_sums_rule(terms, tangents):
 
 def _of_list(potential, x, box, neighbors, parameters, species, rules, accumulate):
     """The sum over a neighbour list: parameters become values of particles that combine to those of a pair."""
+    if isinstance(potential, _SmoothCutoff) and neighbors.cutoff < potential.cutoff * (1.0 - 1e-6):
+        raise InputError(
+            f"the list's cutoff {neighbors.cutoff} is shorter than the {potential.cutoff} of smooth_cutoff"
+        )
     n = x.shape[0]
     columns: list[Array] = []
     pairs: dict[str, Callable] = {}

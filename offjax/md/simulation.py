@@ -94,6 +94,8 @@ def simulate(
     InputError
         Intervals that do not fit together; no State, or one that is traced.
     """
+    if not all(isinstance(number, int | np.integer) for number in (steps, start, every, checkpoint_every or 1)):
+        raise InputError(f"simulate counts in whole steps, got {steps=}, {start=}, {every=}, {checkpoint_every=}")
     if every < 1 or steps < start:
         raise InputError(f"simulate needs every >= 1 and steps >= start, got {every}, {steps} and {start}")
     if checkpoint_every is not None and (checkpoint is None or checkpoint_every % every):

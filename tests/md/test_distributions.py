@@ -1,7 +1,8 @@
 """Thermostats and barostats against whole distributions that are known exactly (Kolmogorov-Smirnov tests).
 
 Particles in quartic wells, U = sum of x^4 over m coordinates: U/kT has the gamma distribution of shape m/4, the kinetic
-energy that of shape m/2, and the two are independent. An ideal gas of N at pressure P: P V/kT has shape N + 1.
+energy that of shape m/2, and the two are independent. An ideal gas of N at pressure P: P V/kT has shape N + 1. In a
+ring of anharmonic springs under pressure all gaps are independent, but for the weight of the length that they make.
 """
 
 import jax
@@ -65,3 +66,45 @@ def test_the_volume_of_an_ideal_gas_has_its_exact_distribution():
 
     volumes = np.asarray(jax.jit(jax.vmap(last))(jax.random.split(jax.random.key(5), REPLICAS)))
     assert stats.kstest(pressure * volumes / KT, stats.gamma(n + 1).cdf).pvalue > 1e-4
+
+
+def spring(gap):
+    return 2.0 * (gap - 1.2) ** 2 + 0.7 * (gap - 1.2) ** 4
+
+
+def ring(x, box):
+    return jnp.sum(spring(jnp.diff(x[:, 0], append=x[:1, 0] + box)))
+
+
+RING = 6, 0.8  # particles, pressure
+BAROSTATS = {
+    "Monte Carlo": (md.monte_carlo_barostat(md.langevin(ring, 0.04, KT, 0.5), ring, RING[1], KT, frequency=5), 1),
+    "extended system": (md.nose_hoover_npt(ring, 0.04, KT, RING[1], 1.0, 3.0), 0),
+}
+
+
+@pytest.mark.parametrize("name", BAROSTATS)
+def test_the_length_of_a_ring_of_springs_has_its_exact_mean(name):
+    integrator, power = BAROSTATS[name]
+    n, pressure = RING
+    gaps = np.linspace(-6.0, 9.0, 20001)
+    weights = np.exp(-(spring(gaps) + pressure * gaps) / KT)
+    mean = np.average(gaps, weights=weights)
+    variance = np.average((gaps - mean) ** 2, weights=weights)
+    # the length of n gaps, weighted by its own power: that of the centre of mass, which the extended system fixes
+    exact = n * mean + power * variance / mean
+
+    def lengths(key):
+        x = 1.2 * jnp.arange(n)[:, None] + 0.2 * jax.random.normal(key, (n, 1))
+        state = integrator.init(key, x, box=jnp.full(1, 1.2 * n))
+
+        def step(state, _):
+            state, _ = integrator.step(state)
+            return state, state.box[0]
+
+        return jnp.mean(jax.lax.scan(step, state, length=9000)[1][1000:])
+
+    found = np.asarray(jax.jit(jax.vmap(lengths))(jax.random.split(jax.random.key(6), 200)))
+    error = found.std(ddof=1) / np.sqrt(len(found))
+    assert error < 0.01
+    assert abs(found.mean() - exact) < 4 * error + 0.01

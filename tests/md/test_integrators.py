@@ -107,6 +107,12 @@ def test_stochastic_rescaling_draws_the_kinetic_energy_from_its_distribution(c):
     assert energies.var() == pytest.approx(variance, rel=0.08)
 
 
+def test_stochastic_rescaling_leaves_what_is_at_rest_without_forces():
+    integrator = md.stochastic_velocity_rescaling(lambda x: 0.0 * jnp.sum(x), 0.1, 1.0, 1.0)
+    state, info = integrator.step(integrator.init(KEY, jnp.ones((3, 2)), jnp.zeros((3, 2))))
+    assert info.kinetic_energy == 0.0 and np.array_equal(state.positions, np.ones((3, 2)))
+
+
 THERMOSTATS = {
     "Nose-Hoover chains": lambda e, dt: md.nose_hoover(e, dt, 1.0, 0.5),
     "stochastic velocity rescaling": lambda e, dt: md.stochastic_velocity_rescaling(e, dt, 1.0, 0.1),

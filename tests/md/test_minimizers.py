@@ -55,6 +55,12 @@ def test_a_lennard_jones_triangle_has_its_known_energy(method):
     assert found.converged
 
 
+def test_steepest_descent_goes_on_where_rounding_hides_the_energy(start):
+    stiffness = jnp.array([[1.0], [10.0], [30.0]])
+    found = minimize(lambda x: 1e3 + 0.5 * jnp.sum(stiffness * x**2), start, method=steepest_descent(), tolerance=1e-9)
+    assert found.converged and found.steps < 2000
+
+
 def test_not_a_number_and_too_few_steps_do_not_converge(start):
     found = minimize(lambda x: jnp.sum(jnp.log(x)), -jnp.ones((2, 2)))
     assert not found.converged

@@ -257,6 +257,16 @@ def test_wrong_parameters_are_refused():
         smooth_cutoff(lennard_jones, 2.5, 2.0)
 
 
+def test_a_list_that_is_shorter_than_the_cutoff_of_the_potential_is_refused(rng):
+    from offjax.nonbonded.neighbors import neighbor_list
+
+    x, box = jnp.asarray(rng.uniform(0, 6, size=(20, 3))), jnp.full(3, 6.0)
+    energy = pair_energy(smooth_cutoff(soft_sphere, 2.0, 2.5), periodic().displacement)
+    with pytest.raises(InputError, match="the list's cutoff 2.0 is shorter than the 2.5"):
+        energy(x, box=box, neighbors=neighbor_list(x, box, cutoff=2.0, skin=0.3))
+    assert energy(x, box=box, neighbors=neighbor_list(x, box, cutoff=2.5, skin=0.3)) > 0
+
+
 @pytest.mark.parametrize("rows", [np.array(40.0), np.array([6.0, 7.0]), np.array([[6.0, 0.0], [1.5, 7.0]])])
 def test_lists_in_a_plane_or_on_a_line_need_no_other_coordinates(rng, rows):
     from offjax.nonbonded.neighbors import neighbor_list

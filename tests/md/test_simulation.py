@@ -168,6 +168,8 @@ def test_wrong_intervals_are_refused(chain):
     for options in ({"every": 0}, {"start": 20}, {"checkpoint_every": 10}, {"checkpoint": "x", "checkpoint_every": 15}):
         with pytest.raises(InputError):
             md.simulate(integrator, state, 10, **{"every": 10, **options})
+    with pytest.raises(InputError, match="whole steps"):
+        md.simulate(integrator, state, 1e4)
 
 
 def fluid():
