@@ -46,7 +46,7 @@ def conflicts(
     from offjax.cli import session, tables
 
     session.start()
-    from offjax.fit import FitConfig, find_conflicts
+    from offjax.fit import FitConfig, FitResult, find_conflicts
 
     with session.working("gradients of every place"):
         found = find_conflicts(fit, top=top, config=None if config is None else FitConfig.load(config))
@@ -92,6 +92,12 @@ def conflicts(
         tables.line(
             f"this is not the end of a fit: without any split the objective should fall by {found.unsplit_gain:.3g}; "
             "fit first"
+        )
+    logged = None if fit.is_file() else FitResult.load(fit).history[-1]["objective"]
+    if logged is not None and abs(logged - found.objective) > 1e-3 * found.objective:
+        tables.line(
+            f"the fit ended at {logged:.5g}: it followed its minima from iteration to iteration, here they are found "
+            "anew from the reference geometries, and some points have several"
         )
     if found.left_out:
         tables.line(f"without SMIRKS to split, left out: {', '.join(sorted({x.section for x in found.left_out}))}")

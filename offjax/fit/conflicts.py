@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from offjax.assignment import AssignmentMatrix
 from offjax.batch import SystemBatch
@@ -39,7 +40,7 @@ from offjax.fit.config import FitConfig
 from offjax.fit.driver import Prepared
 from offjax.fit.end_point import end_point
 from offjax.fit.environments import SECTIONS, Environments, Place, place
-from offjax.fit.objective import FitData, compiled, residuals, value_and_gradient
+from offjax.fit.objective import FitData, compiled, value_and_gradient
 from offjax.fit.targets import components
 from offjax.interop.files import write_atomically
 from offjax.parameters import Label, ParameterSet, Schema
@@ -184,64 +185,67 @@ class Slot(NamedTuple):
     place: Place
 
 
-def _freed(systems: Sequence[System], chosen: np.ndarray, free: np.ndarray):
-    """The Systems with a correction, 0 at first, for every slot of the chosen ones that a free entry has a part in.
+class Site(NamedTuple):
+    """A slot: molecule, section, attribute and its row there."""
 
-    Returns the Systems, their ParameterSet, in which the corrections stand after everything else, and the Slots.
-    """
+    molecule: int
+    section: str
+    attribute: str
+    row: int
+
+
+def _slots(systems: Sequence[System], chosen: np.ndarray, free: np.ndarray) -> tuple[list[Slot], list[Site]]:
+    """The Slots of the chosen Systems that free entries have a part in, and the Site of every correction."""
     old = systems[0].parameters.schema
     position = {int(column): n for n, column in enumerate(free)}
     of_section = np.array([old.flat[column].section for column in free])
     slots: list[Slot] = []
-    rows: list[dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]] = []
-    count = 0
+    sites: list[Site] = []
     for m, system in enumerate(systems):
-        rows.append({})
         for section in (s for s in SECTIONS if s in system.terms and chosen[m]):
             term, mine = system.terms[section], free[of_section == section]
             first = np.unique(term.slot, return_index=True)[1]  # of each slot's instances
             for attribute, matrix in system.assignment[section].items():
                 used = np.isin(matrix.columns, mine) & (matrix.values != 0) & system.active[section][matrix.rows]
-                own = np.unique(matrix.rows[used])
-                rows[m][section, attribute] = own, count + np.arange(len(own))
+                own, count = np.unique(matrix.rows[used]), len(sites)
                 for r, c, v in zip(matrix.rows[used], matrix.columns[used], matrix.values[used], strict=True):
                     where = place(section, m, term.atoms[first[r]])
                     slots.append(Slot(position[int(c)], count + int(np.searchsorted(own, r)), float(v), where))
-                count += len(own)
-    names = [Label("Slots", "value", n, None, None, None, None, None, "", 1.0, 0.0) for n in range(count)]
+                sites += [Site(m, section, attribute, int(r)) for r in own]
+    return slots, sites
+
+
+def _extended(systems: Sequence[System], added: Sequence[Sequence[tuple[Site, float]]]):
+    """The Systems with one more parameter, 0 at first, for each of ``added``, and their ParameterSet, where these stand
+    after everything else. ``added`` are the slots that a parameter shifts, each by it times a weight.
+    """
+    old = systems[0].parameters.schema
+    names = [Label("Slots", "value", n, None, None, None, None, None, "", 1.0, 0.0) for n in range(len(added))]
     schema = Schema({**{s: dict(d) for s, d in old.labels.items()}, "Slots": {"value": names}})
     parameters = ParameterSet.loaded(schema)
-    return [_corrected(s, r, parameters) for s, r in zip(systems, rows, strict=True)], parameters, slots
+    entries: list[dict[tuple[str, str], list[tuple[int, int, float]]]] = [defaultdict(list) for _ in systems]
+    for n, shifts in enumerate(added):
+        for site, weight in shifts:
+            entries[site.molecule][site.section, site.attribute].append((site.row, old.size + n, weight))
+    return [_shifted(s, e, parameters) for s, e in zip(systems, entries, strict=True)], parameters
 
 
-def _corrected(system: System, rows, parameters: ParameterSet) -> System:
-    nothing = np.zeros(0, dtype=np.int64)
+def _shifted(system: System, entries, parameters: ParameterSet) -> System:
     assignment = {}
     for section, attributes in system.assignment.items():
         matrices = {}
         for attribute, m in attributes.items():
-            own, corrections = rows.get((section, attribute), (nothing, nothing))
-            all_rows = np.concatenate([m.rows, own])
-            order = np.argsort(all_rows, kind="stable")
-            columns = np.concatenate([m.columns, system.parameters.schema.size + corrections])
-            values = np.concatenate([m.values, np.ones(len(own))])
+            own = entries.get((section, attribute), [])
+            rows, columns, values = zip(*own, strict=True) if own else ((), (), ())
+            all_rows = np.concatenate([m.rows, np.array(rows, dtype=np.int64)])
+            all_columns = np.concatenate([m.columns, np.array(columns, dtype=np.int64)])
+            all_values = np.concatenate([m.values, np.array(values, dtype=float)])
+            order = np.lexsort((all_columns, all_rows))
             matrices[attribute] = AssignmentMatrix(
-                parameters.schema, all_rows[order], columns[order], values[order], m.offset
+                parameters.schema, all_rows[order], all_columns[order], all_values[order], m.offset
             )
         assignment[section] = MappingProxyType(matrices)
     return replace(system, parameters=parameters, assignment=MappingProxyType(assignment))
-
-
-def _curvature(x, directions, data: FitData):
-    """J^T J times each of the directions (m, n); minima are found once, and have two linear equations a direction."""
-
-    def everything(y):
-        p = data.at(y)
-        return jnp.concatenate([residuals(y, data), *(c.residuals(p) for c in data.components)])
-
-    _, linear = jax.linearize(everything, x)
-    transposed = jax.linear_transpose(linear, x)
-    return jax.lax.map(lambda v: transposed(linear(v))[0], directions)
 
 
 class Proposal(NamedTuple):
@@ -262,27 +266,13 @@ class _Model:
     def __init__(self, data: Prepared, config: FitConfig, x):
         objective = data.objective(config)
         free = objective.free
+        self.prepared, self.config, self.objective = data, config, objective
         self.free, self.x, self.n = free, np.asarray(x), len(free)
-        systems, parameters, self.slots = _freed(data.systems, data.train, free.selection.indices)
-        packed = targets.build(
-            SystemBatch.from_systems(systems), data.records, data.weights, config.objective, config.relaxation
-        )
-        before = free.selection.parameters.schema.size
-        count = parameters.schema.size - before
-        self.freed = FitData(
-            packed,
-            jax.tree.map(jnp.asarray, parameters),
-            indices=jnp.concatenate([objective.data.indices, before + jnp.arange(count)]),
-            scales=jnp.concatenate([objective.data.scales, jnp.ones(count)]),
-            prior=jnp.concatenate([objective.data.prior, jnp.zeros(count)]),
-            log=jnp.concatenate([objective.data.log, jnp.zeros(count, bool)]),
-            corner=jnp.concatenate([objective.data.corner, jnp.zeros(count)]),
-            components=components.build(systems, data.records, data.weights, config),
-        )
         objective.settle(jnp.asarray(self.x))
-        self.freed = self.freed.begin(objective.data.starts)  # the same minima
-        self.start = jnp.concatenate([jnp.asarray(self.x), jnp.zeros(count)])
-        value, gradient = jax.device_get(compiled(value_and_gradient)(self.start, self.freed))
+        self.slots, self.sites = _slots(data.systems, data.train, free.selection.indices)
+        value, gradient = jax.device_get(
+            compiled(value_and_gradient)(*self._with([[(site, 1.0)] for site in self.sites]))
+        )
         self.value, self.gradient, by_slot = float(value), gradient[: self.n], gradient[self.n :]
         self.hessian = np.asarray(objective.gauss_newton(jnp.asarray(self.x))[2])
         residual, slope = (np.asarray(v) for v in objective.data.priors(jnp.asarray(self.x)))
@@ -292,6 +282,26 @@ class _Model:
         held = optimizers.held(self.x, self.gradient, objective.lower, objective.upper)
         self.moves = ~np.asarray(held)
         self.unsplit_gain = self._fall(self.gradient, self.hessian, self.moves)[0]
+
+    def _with(self, added: Sequence[Sequence[tuple[Site, float]]]) -> tuple[Float[jax.Array, " n"], FitData]:
+        """x with zeros behind it, and the data of :func:`_extended` Systems, from the same minima."""
+        systems, parameters = _extended(self.prepared.systems, added)
+        before, records, weights = self.objective.data, self.prepared.records, self.prepared.weights
+        size, k = parameters.schema.size - len(added), len(added)
+        packed = targets.build(
+            SystemBatch.from_systems(systems), records, weights, self.config.objective, self.config.relaxation
+        )
+        data = FitData(
+            packed,
+            jax.tree.map(jnp.asarray, parameters),
+            indices=jnp.concatenate([before.indices, size + jnp.arange(k)]),
+            scales=jnp.concatenate([before.scales, jnp.ones(k)]),
+            prior=jnp.concatenate([before.prior, jnp.zeros(k)]),
+            log=jnp.concatenate([before.log, jnp.zeros(k, bool)]),
+            corner=jnp.concatenate([before.corner, jnp.zeros(k)]),
+            components=components.build(systems, records, weights, self.config),
+        )
+        return jnp.concatenate([jnp.asarray(self.x), jnp.zeros(k)]), data.begin(before.starts)
 
     @staticmethod
     def _fall(gradient, hessian, moves) -> tuple[float, np.ndarray]:
@@ -321,28 +331,34 @@ class _Model:
 
     def gains(self, proposals: Sequence[Proposal]) -> list[tuple[float, np.ndarray, np.ndarray]]:
         """For each split its expected gain, and where x of parent and child end, each (its entries,)."""
-        directions = np.zeros((sum(len(p.entries) for p in proposals), len(self.start)))
-        row = 0
-        for proposal in proposals:
-            for j in proposal.entries:
-                for slot in (self.slots[s] for s in proposal.taken):
-                    if slot.entry == j:
-                        directions[row, self.n + slot.correction] += slot.weight * self.factors[j]
-                row += 1
         if not proposals:
             return []
-        products = np.asarray(compiled(_curvature)(self.start, jnp.asarray(directions), self.freed))
-        ends = np.cumsum([len(p.entries) for p in proposals])[:-1]
-        parts = zip(proposals, np.split(directions, ends), np.split(products, ends), strict=True)
-        return [self._gain(*part) for part in parts]
+        return [self._gain(p, *blocks) for p, blocks in zip(proposals, self.curvature(proposals), strict=True)]
 
-    def _gain(self, proposal: Proposal, directions: np.ndarray, products: np.ndarray):
+    def curvature(self, proposals: Sequence[Proposal]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """J_S^T J_x (entries, n) and J_S^T J_S (entries, entries) of each split, from one Gauss-Newton matrix."""
+        added = [
+            [
+                (self.sites[slot.correction], slot.weight * self.factors[j])
+                for slot in (self.slots[s] for s in proposal.taken)
+                if slot.entry == j
+            ]
+            for proposal in proposals
+            for j in proposal.entries
+        ]
+        objective = self.prepared.objective(self.config)
+        start, objective.data = self._with(added)
+        matrix = np.asarray(objective.gauss_newton(start)[2])
+        ends = self.n + np.cumsum([0, *(len(p.entries) for p in proposals)])
+        return [(matrix[a:b, : self.n], matrix[a:b, a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+    def _gain(self, proposal: Proposal, xy: np.ndarray, yy: np.ndarray):
+        """``xy`` and ``yy`` are what :meth:`curvature` gives."""
         entries, m = proposal.entries, len(proposal.entries)
         slope = np.array([sum(self.slopes[s] for s in proposal.taken if self.slots[s].entry == j) for j in entries])
         prior = np.zeros((m, self.n))
         prior[range(m), entries] = self.precision[entries]
-        xy = products[:, : self.n] + prior
-        yy = directions @ products.T + np.diag(self.precision[entries])
+        xy, yy = xy + prior, yy + np.diag(self.precision[entries])
         xx = self.hessian + prior.T @ (prior != 0)
         hessian = np.block([[xx, xy.T], [xy, yy]])
         extra = self.prior_slope[entries]

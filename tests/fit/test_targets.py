@@ -222,6 +222,17 @@ def check_pulls(data, chosen, x, gradient):
     assert {str(p.label) for p in pulls} == set(slopes)
     for pull in pulls:
         assert -(pull.up + pull.down) == pytest.approx(slopes[str(pull.label)], rel=1e-6, abs=1e-7)
+    # a split that takes all places of one entry has the entry's row of J^T J
+    model = conflicts._Model(data, chosen, x)
+    whole = []
+    for j in range(len(data.free))[:3]:
+        own = np.array([n for n, slot in enumerate(model.slots) if slot.entry == j])
+        whole.append(conflicts.Proposal([j], own, "", own))
+    for proposal, (xy, yy) in zip(whole, model.curvature(whole), strict=True):
+        [j] = proposal.entries
+        scale = np.abs(model.hessian).max()
+        np.testing.assert_allclose(xy[0], model.hessian[j], rtol=1e-6, atol=1e-9 * scale)
+        np.testing.assert_allclose(yy[0, 0], model.hessian[j, j], rtol=1e-6, atol=1e-9 * scale)
 
 
 @pytest.mark.slow
