@@ -157,7 +157,8 @@ class DistributedObjective(FitObjective):
         """The results of tasks; jobs that end in the meantime are replaced."""
         from distributed import KilledWorker, wait
 
-        _waited(self.jobs, lambda seconds: wait(tasks, timeout=seconds))
+        if self.jobs is not None:
+            _waited(self.jobs, lambda seconds: wait(tasks, timeout=seconds))
         try:
             return self.client.gather(tasks)
         except KilledWorker as error:

@@ -386,8 +386,17 @@ def check_shards(data, chosen, whole, x):
         shard = distributed.Shard(batch, records, data.weights[members], chosen, data.free)
         files.append(chosen.output.directory.parent / f"shard-{k}")
         files[-1].write_bytes(cloudpickle.dumps(shard))
-    arguments = (data.targets, data.free, 1.0, data.components, shards, files, AtOnce())
-    shared = distributed.DistributedObjective(*arguments)
+    shared = distributed.DistributedObjective(
+        data.targets,
+        data.free,
+        1.0,
+        data.components,
+        shards=shards,
+        contents=[[] for _ in shards],
+        files=files,
+        client=AtOnce(),
+        jobs=None,
+    )
     for a, b in zip(shared.gauss_newton(x), whole.gauss_newton(x), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
     for a, b in zip(shared.parts(x).components, whole.parts(x).components, strict=True):
