@@ -39,6 +39,7 @@ from offjax.batching.instances import MoleculeTerms, extract
 from offjax.batching.plain import PlainTerms, flatten
 from offjax.batching.sites import Sites
 from offjax.batching.types import Types, classify
+from offjax.devices import on_cpu
 from offjax.energy import as_positions
 from offjax.errors import InputError, OffjaxError, UnsupportedError
 from offjax.parameters import ParameterSet, Schema
@@ -559,7 +560,7 @@ def compiler_options() -> dict[str, Any]:
     On a CPU the older emitters of XLA and wide vectors make these loops run faster. JAX accepts such options only for
     the outermost ``jit``; a SystemBatch called outside ``jit`` uses them by itself.
     """
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return {}
     # level 3 unrolls loops over 16 conformers into scalar code, before LLVM's vectorizer sees them
     options: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512, "xla_backend_optimization_level": 2}

@@ -105,7 +105,7 @@ def to_lanes(rows, packed, chunks: Chunks):
 
 def spread_rows(values, index):
     """Flat values at lanes; padding lanes, whose index is beyond the last, get zero."""
-    return jnp.where(index < values.shape[0], at(values, index), 0)
+    return values.at[index].get(mode="fill", fill_value=0)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -25,7 +25,7 @@ from offjax.batching.coordinates import difference, dot, polynomial, scale
 from offjax.batching.sums import gather_sum, stack
 from offjax.devices import matmul
 from offjax.settings import GBSASettings
-from offjax.terms import angles, bonds, electrostatics
+from offjax.terms import angles, bonds, electrostatics, vdw
 from offjax.terms.user import UserTerm
 
 
@@ -76,9 +76,9 @@ def _fourier(s, even, odd):
 
 
 def _pair(s, repulsion, dispersion, charge_product):
-    """Lennard-Jones and Coulomb of 1/r, linear in all three parameters: Coulomb's depends on r only through q q/r."""
-    s6 = (s[0] * s[0]) ** 3
-    return (repulsion * s6 - dispersion) * s6 + electrostatics.potential(1.0, charge_product * s[0])
+    """Lennard-Jones and Coulomb of 1/r; Coulomb's depends on r only through q q/r."""
+    coulomb = electrostatics.potential(1.0, charge_product * s[0])
+    return vdw.potential_of_coefficients(s[0] * s[0], repulsion, dispersion) + coulomb
 
 
 KINDS = {
@@ -285,8 +285,7 @@ def position_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "job
 
     The Hessian is symmetric, so its product with v is the change of the forces along v.
     """
-    weight = w.at[tables.job_of_atom].get(mode="promise_in_bounds")
-    weight = jnp.tile(weight, (1, 3))
+    weight = jnp.tile(w.at[tables.job_of_atom].get(mode="promise_in_bounds"), (1, 3))
     if v is None:
         _, forces = energies(p, tables, x, True)
         return -weight * jnp.concatenate(forces, axis=1)

@@ -27,9 +27,15 @@ def potential(r2, sigma, epsilon):
 
 
 def coefficients(sigma, epsilon):
-    """A = 4 epsilon sigma^12 (kJ/mol nm^12) and B = 4 epsilon sigma^6 of :func:`potential` as A/r^12 - B/r^6."""
+    """A = 4 epsilon sigma^12, kJ/mol nm^12, and B = 4 epsilon sigma^6, kJ/mol nm^6: the potential is linear in both."""
     s6 = sigma**6
     return 4.0 * epsilon * s6 * s6, 4.0 * epsilon * s6
+
+
+def potential_of_coefficients(inverse_r2, repulsion, dispersion):
+    """U = A/r^12 - B/r^6, kJ/mol, of 1/r^2 (nm^-2): :func:`potential` in terms of its :func:`coefficients`."""
+    s6 = inverse_r2**3
+    return (repulsion * s6 - dispersion) * s6
 
 
 def switching(r, start, cutoff):
