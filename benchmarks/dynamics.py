@@ -79,8 +79,8 @@ def start(n: int):
     return x, v - v.mean(0), SPACING * edge
 
 
-def offjax_run(dtype, accumulate, x, v, side, steps):
-    """``md.simulate`` for ``steps`` steps, again and again."""
+def lennard_jones(dtype, accumulate, x, v, side):
+    """The integrator at constant energy, and its State with a neighbour list."""
     from offjax.nonbonded.neighbors import neighbor_list
 
     potential = md.smooth_cutoff(md.lennard_jones, ONSET, CUTOFF)
@@ -88,10 +88,16 @@ def offjax_run(dtype, accumulate, x, v, side, steps):
     x, box = jnp.asarray(x, dtype), jnp.full(3, side, dtype)
     integrator = md.velocity_verlet(energy, DT)
     listed = neighbor_list(x, box, cutoff=CUTOFF, skin=SKIN)
-    state = integrator.init(jax.random.key(0), x, jnp.asarray(v, dtype), box=box, neighbors=listed)
+    return integrator, integrator.init(jax.random.key(0), x, jnp.asarray(v, dtype), box=box, neighbors=listed)
+
+
+def offjax_run(dtype, accumulate, x, v, side, steps):
+    """``md.simulate`` for ``steps`` steps, again and again."""
+    integrator, state = lennard_jones(dtype, accumulate, x, v, side)
+    capacity = state.neighbors.capacity
     state = md.simulate(integrator, state, 300, every=steps).state
-    if state.neighbors.capacity != listed.capacity:
-        print(f"the list was replaced by a longer one: {listed.capacity} {state.neighbors.capacity}")
+    if state.neighbors.capacity != capacity:
+        print(f"the list was replaced by a longer one: {capacity} {state.neighbors.capacity}")
 
     def task():
         nonlocal state
