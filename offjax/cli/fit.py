@@ -38,7 +38,8 @@ def fit(
         offjax fit examples/demo/fit.toml --resume
 
     Written to the output directory: `fitted.offxml` (only fitted values differ from the start), `parameters.csv`,
-    `report.html` (open it in a browser), `log.jsonl`, `checkpoint.npz` and `result.h5`.
+    `report.html` (open it in a browser), `log.jsonl`, `checkpoint.npz` and `result.h5`; with a `[network]` also
+    `network.npz`.
     """
     from offjax.cli import session
 
@@ -79,10 +80,11 @@ def finish(result, benchmark: bool) -> None:
     from offjax.fit import benchmark as benchmarks
     from offjax.fit import summary
     from offjax.fit.targets import QUANTITIES
-    from offjax.interop.units import short
 
     minima = None
-    if benchmark and not result.interrupted:
+    if benchmark and result.network is not None:
+        session.note("minima are not compared: they would be those of the force field without its network")
+    elif benchmark and not result.interrupted:
         with session.working("minimising the QM geometries with both force fields"):
             try:
                 minima = benchmarks.of_fit(result)
@@ -99,6 +101,22 @@ def finish(result, benchmark: bool) -> None:
     rows = [("{} ({})".format(*QUANTITIES[row[0]]), *map(cell, row[1:])) for row in summary(result)]
     tables.show("", columns, rows)
     table = result.table()
+    if len(table):
+        _shifts(tables, table)
+    if minima is not None:
+        show(minima)
+    tables.line(f"stopped: {result.stopped}, after {result.history[-1]['iteration']} iterations")
+    network = [] if result.network is None else ["network.npz"]
+    for name in ("fitted.offxml", *network, "parameters.csv", "log.jsonl"):
+        if (result.directory / name).is_file():
+            tables.line(f"written: {os.path.relpath(result.directory / name)}")
+    tables.line(f"written: {os.path.relpath(page)}")
+
+
+def _shifts(tables, table) -> None:
+    """Print the five largest shifts of a :meth:`FitResult.table`."""
+    from offjax.interop.units import short
+
     order = table["shift_in_widths"].abs().sort_values(ascending=False, kind="stable").index[:5]
     largest = table.loc[order]
     tables.show(
@@ -125,10 +143,3 @@ def finish(result, benchmark: bool) -> None:
             for row in largest.itertuples()
         ],
     )
-    if minima is not None:
-        show(minima)
-    tables.line(f"stopped: {result.stopped}, after {result.history[-1]['iteration']} iterations")
-    for name in ("fitted.offxml", "parameters.csv", "log.jsonl"):
-        if (result.directory / name).is_file():
-            tables.line(f"written: {os.path.relpath(result.directory / name)}")
-    tables.line(f"written: {os.path.relpath(page)}")

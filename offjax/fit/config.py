@@ -12,7 +12,7 @@ import json
 import math
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 import yaml
@@ -226,6 +226,32 @@ class ElectrostaticPotentials(_Table):
     scale: Positive = Field(5.0, description="kJ/mol/e: a root mean square error of this size counts as 1")
 
 
+class Network(_Table):
+    """``[network]``: a neural network that is added to the force field; see :mod:`offjax.fit.network`."""
+
+    cutoff: Positive = Field(0.5, description="nm: atoms that are farther away are not seen")
+    radial: Annotated[int, Field(ge=1)] = Field(8, description="number of Gaussians of the distance, for each element")
+    angular: list[Annotated[int, Field(ge=1)]] = Field(
+        default_factory=lambda: [1, 4], description="exponents zeta of angular functions, each with both signs"
+    )
+    hidden: list[Annotated[int, Field(ge=1)]] = Field(
+        default_factory=lambda: [16, 16], description="widths of the hidden layers"
+    )
+    output: Positive = Field(4.184, description="kJ/mol: the energy of an output of 1")
+    prior: Annotated[float, Field(gt=0)] = Field(1.0, description="width of the Gaussian prior of every weight, or inf")
+    scale: Positive = Field(0.1, description="unit of the optimiser's variables")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of the initial weights")
+    start: Path | None = Field(None, description="network.npz of an earlier fit to go on from; none: a correction of 0")
+
+    @pydantic.model_validator(mode="after")
+    def _of_a_start(self):
+        """A network that is read has its functions and sizes already."""
+        belongs = ("cutoff", "radial", "angular", "hidden", "output", "seed")
+        if self.start is not None and (given := [name for name in belongs if name in self.model_fields_set]):
+            raise ValueError(f"start is a network that has its own {', '.join(given)}: leave out the one or the other")
+        return self
+
+
 class Optimizer(_Table):
     """``[optimizer]``: method and stopping. Tolerances are relative to the scaled variables and to the objective."""
 
@@ -297,7 +323,8 @@ class FitConfig(_Table):
     )
     flexible: bool = Field(True, description="give constrained bonds their harmonic term back, as QM data need")
     data: Annotated[list[DataSet], Field(min_length=1)]
-    parameters: Annotated[list[Parameters], Field(min_length=1)]
+    parameters: list[Parameters]
+    network: Network | None = None
     charges: Charges = Charges()
     split: Split = Split()
     objective: Objective = Objective()
@@ -312,6 +339,25 @@ class FitConfig(_Table):
     workers: Workers = Workers()
     output: Output = Output()
     source: Path | None = Field(None, exclude=True, repr=False)
+
+    @pydantic.model_validator(mode="after")
+    def _something_to_fit(self):
+        if not self.parameters and self.network is None:
+            raise ValueError("parameters is empty: there is nothing to fit; only a [network] can be fitted alone")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _with_network(self):
+        if self.network is None:
+            return self
+        if self.optimizer.method == "levenberg-marquardt":
+            raise ValueError(
+                'a [network] has too many weights for optimizer.method = "levenberg-marquardt" (the default): set it '
+                'to "l-bfgs" or "adam"'
+            )
+        if others := sorted({data.kind for data in self.data} - {"energies"}):
+            raise ValueError(f'[network] corrects data of kind = "energies" only, not {", ".join(others)}')
+        return self
 
     @pydantic.model_validator(mode="after")
     def _whole_batches(self):
@@ -365,6 +411,7 @@ class FitConfig(_Table):
                 "force_field": files[0] if isinstance(config.force_field, str) else files,
                 "terms": [str(folder / t) if t.endswith(".py") else t for t in config.terms],
                 "data": [_located(d, folder) for d in config.data],
+                "network": _started(config.network, folder),
                 "output": Output(directory=folder / config.output.directory),
             }
         )
@@ -385,6 +432,10 @@ class FitConfig(_Table):
         terms = content.pop("terms")
         if terms:
             content["terms"] = {Path(t).name: definitions.sha256(t) for t in terms}
+        if content["network"] is None:
+            del content["network"]
+        elif content["network"]["start"] is not None:
+            content["network"]["start"] = Path(content["network"]["start"]).name
         files = content["force_field"]
         content["force_field"] = [Path(f).name for f in ([files] if isinstance(files, str) else files)]
         return content
@@ -401,6 +452,12 @@ def _located(data: DataSet, folder: Path) -> DataSet:
     if data.molecule is not None and (folder / data.molecule).is_file():
         update["molecule"] = str(folder / data.molecule)
     return data.model_copy(update=update)
+
+
+def _started(network: Network | None, folder: Path) -> Network | None:
+    if network is None or network.start is None:
+        return network
+    return network.model_copy(update={"start": folder / network.start})
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
@@ -451,6 +508,7 @@ def _keys(location: list[Any]) -> list[str]:
         if isinstance(part, str):
             tables: dict[str, Any] = {"data": DataSet, "parameters": Parameters}
             model = tables.get(part) or model.model_fields[part].annotation
+            model = next((m for m in get_args(model) if m is not type(None)), model)  # a table that may be missing
     return [k for k in model.model_fields if k != "source"]
 
 

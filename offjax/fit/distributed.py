@@ -29,11 +29,13 @@ from offjax.fit import targets
 from offjax.fit.config import FitConfig
 from offjax.fit.free import FreeParameters
 from offjax.fit.jobqueue import LOOK, Jobs
+from offjax.fit.network import Correction
 from offjax.fit.objective import ComponentParts, FitObjective, Parts
 from offjax.fit.progress import Silent
 from offjax.fit.targets import components
 from offjax.interop.files import write_atomically
 from offjax.interop.records import Record
+from offjax.md.neural import ElementNetwork
 
 ALLOWED_FAILURES = 10
 """How often a task may lose its worker before the fit gives up: what kills every worker is in the data."""
@@ -48,13 +50,17 @@ class Shard:
     weights: np.ndarray
     config: FitConfig
     free: FreeParameters
+    network: ElementNetwork | None = None
 
     def objective(self) -> FitObjective:
         """The part of the objective that these molecules make, without prior."""
         c = self.config
         packed = targets.build(self.batch, self.records, self.weights, c.objective, c.relaxation)
         others = components.build(self.batch.systems, self.records, self.weights, c)
-        return FitObjective(packed, self.free, 0.0, components=others)
+        correction = None
+        if self.network is not None and c.network is not None:
+            correction = Correction.of(self.network, self.batch.systems, packed, c.network)
+        return FitObjective(packed, self.free, 0.0, components=others, network=correction)
 
 
 class _Terms(NamedTuple):
@@ -125,6 +131,7 @@ class DistributedObjective(FitObjective):
         free: FreeParameters,
         prior_weight: float,
         components,
+        network: Correction | None = None,
         *,
         shards: Sequence[np.ndarray],
         contents: Sequence[list[str]],
@@ -132,7 +139,7 @@ class DistributedObjective(FitObjective):
         client,
         jobs: Jobs | None,
     ):
-        super().__init__(whole, free, prior_weight, components=components)
+        super().__init__(whole, free, prior_weight, components=components, network=network)
         self.shards, self.files, self.contents, self.client, self.jobs = shards, files, contents, client, jobs
         self.scalar = self._traceable()
         self._points: list[tuple[bytes, dict[Any, list[Any]]]] = []
@@ -284,6 +291,7 @@ def shared(config: FitConfig, prepared, progress: Silent | None = None) -> Itera
                 prepared.weights[chosen],
                 config,
                 prepared.free,
+                prepared.network,
             )
             files.append(os.path.abspath(os.path.join(folder, f"shard-{k}")))
             write_atomically(files[-1], cloudpickle.dumps(shard))
@@ -292,6 +300,7 @@ def shared(config: FitConfig, prepared, progress: Silent | None = None) -> Itera
             prepared.free,
             config.objective.prior_weight,
             prepared.components,
+            prepared.correction(config),
             shards=shards,
             contents=[[prepared.records[m].name for m in chosen] for chosen in shards],
             files=files,

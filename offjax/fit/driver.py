@@ -23,11 +23,12 @@ import numpy as np
 
 from offjax.batch import SystemBatch
 from offjax.errors import InputError, OffjaxError
-from offjax.fit import distributed, metrics, optimizers, provenance, stopping, targets
+from offjax.fit import distributed, metrics, network, optimizers, provenance, stopping, targets
 from offjax.fit import free as free_parameters
 from offjax.fit.checkpoint import Checkpoint, differences
 from offjax.fit.config import DataSet, FitConfig, Objective
 from offjax.fit.free import FreeParameters
+from offjax.fit.network import Correction
 from offjax.fit.objective import FitObjective
 from offjax.fit.progress import Silent
 from offjax.fit.result import FitResult, MoleculeResult
@@ -36,6 +37,7 @@ from offjax.fit.targets import CONFORMERS, Component, components
 from offjax.interop import definitions, reading, torsiondrives
 from offjax.interop.files import write_atomically
 from offjax.interop.records import Problem, Record
+from offjax.md.neural import ElementNetwork
 from offjax.system import System
 from offjax.terms.user import UserTerm
 
@@ -93,8 +95,10 @@ def _run(config: FitConfig, resume: bool, progress: Silent, stack: contextlib.Ex
         progress.stage(
             f"{rejected} records cannot be used, {len(data.problems) - rejected} remarks; log.jsonl lists them"
         )
-    progress.stage(f"compiling the objective: {len(data.free)} parameters, {data.n_conformers} conformers")
-    x = jnp.zeros(len(data.free))
+    weights = len(objective) - len(data.free)
+    also = f" and {weights} weights of a network" if weights else ""
+    progress.stage(f"compiling the objective: {len(data.free)} parameters{also}, {data.n_conformers} conformers")
+    x = jnp.zeros(len(objective))
     state = optimizer.init(objective, x)
     initial = objective.parts(x)
     stopped = None
@@ -161,7 +165,8 @@ class Prepared:
     """Records and Systems in one order, the split, the free parameters and the packed targets.
 
     ``weights`` (molecule,) are those of the data sets, 0 for held-out molecules. ``targets`` hold all molecules, with
-    weight 0 those whose energies are not fitted; these are in ``components``.
+    weight 0 those whose energies are not fitted; these are in ``components``. ``network`` is fitted too, if there is
+    one.
     """
 
     records: list[Record]
@@ -175,6 +180,7 @@ class Prepared:
     problems: list[Problem]
     weighting: Objective
     components: tuple[Component, ...] = ()
+    network: ElementNetwork | None = None
 
     @property
     def n_conformers(self) -> int:
@@ -196,7 +202,14 @@ class Prepared:
             config.optimizer.seed,
             self.components,
             subset,
+            self.correction(config),
         )
+
+    def correction(self, config: FitConfig) -> Correction | None:
+        """What the network adds to all molecules, if there is one."""
+        if self.network is None or config.network is None:
+            return None
+        return Correction.of(self.network, self.systems, self.targets, config.network)
 
     def unpack(self, parts) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Energies (n,) and forces (n, atoms, 3) of each molecule."""
@@ -348,6 +361,7 @@ class Prepared:
             metrics=table,
             provenance=log.header | {"seconds": log.history[-1]["seconds"]},
             directory=config.output.directory,
+            network=objective.network(x),
         )
 
 
@@ -395,9 +409,25 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
     packed = targets.build(batch, records, factors, config.objective, config.relaxation)
     others = components.build(systems, records, factors, config)
     digest = _digest(records, systems, train, tied.digest)
+    start = None
+    if config.network is not None:
+        start = network.create(config.network, records, systems, train)
+        digest = hashlib.sha256(f"{digest} {network.digest(start)}".encode()).hexdigest()
+        _unseen(systems, train, progress)
     return Prepared(
-        records, systems, train, validation, factors, free, packed, digest, problems, config.objective, others
+        records, systems, train, validation, factors, free, packed, digest, problems, config.objective, others, start
     )
+
+
+def _unseen(systems: Sequence[System], train: np.ndarray, progress: Silent) -> None:
+    """Say which elements a network cannot learn."""
+    from openff.units.elements import SYMBOLS
+
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    for system, own in zip(systems, train, strict=True):
+        found[bool(own)] |= {SYMBOLS[z] for z in system.topology.atomic_numbers}
+    if unseen := sorted(found[False] - found[True]):
+        progress.stage(f"no training molecule has {', '.join(unseen)}: the network knows nothing of these elements")
 
 
 def _points(records: Sequence[Record], data: DataSet, problems: list[Problem]) -> list[Record]:

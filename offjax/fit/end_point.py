@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from offjax.errors import InputError
+from offjax.errors import InputError, UnsupportedError
 from offjax.fit.config import FitConfig
 from offjax.fit.driver import Prepared, prepare
 from offjax.fit.progress import Silent
@@ -33,9 +33,15 @@ def end_point(
     ------
     InputError
         The data are not where they were, or not what they were.
+    UnsupportedError
+        A fit with a network.
     """
     if not isinstance(fit, FitResult | FitConfig):
         fit = FitConfig.load(fit) if Path(fit).is_file() else FitResult.load(fit)
+    if (fit.config if isinstance(fit, FitResult) else fit).network is not None:
+        raise UnsupportedError(
+            "uncertainties and conflicts are those of a force field alone: this fit has a [network]; leave that out"
+        )
     with jax.enable_x64(True):
         if isinstance(fit, FitConfig):
             data = prepare(fit, progress)

@@ -171,18 +171,18 @@ def choose(config: FitConfig, training: Sequence[System]) -> FreeParameters:
                 )
             else:
                 free[i] = _numbers(block, label, float(start[i]), where)
-    if not free:
+    if not free and (config.parameters or config.network is None):
         raise InputError(
             f"{config.source or 'configuration'}: parameters: the blocks choose {len(left_out)} entries and none can "
             f"be fitted; the first: {next(iter(left_out.values()), 'none chosen')}"
         )
     indices = np.array(sorted(free), dtype=np.int64)
-    numbers = np.array([free[i][:4] for i in indices])
+    numbers = np.array([free[i][:4] for i in indices]).reshape(-1, 4)
     return FreeParameters(
         TiedSelection(parameters, indices, tied) if tied else Selection(parameters, indices),
         *numbers.T,
-        log=np.array([free[i][4] for i in indices]),
-        l1=np.array([free[i][5] for i in indices]),
+        log=np.array([free[i][4] for i in indices], dtype=bool),
+        l1=np.array([free[i][5] for i in indices], dtype=bool),
         instances=instances[indices],
         molecules=molecules[indices],
         left_out=tuple(left_out[i] for i in sorted(left_out)),

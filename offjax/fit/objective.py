@@ -9,6 +9,8 @@ instead, which is never negative and the same to first order. Entries with the p
 hyperbola (u^2 + b^2)^(1/2) - b, b = L1_CORNER, which is |u| but for the corner; as a residual it is
 u [2 / ((u^2 + b^2)^(1/2) + b)]^(1/2). There is one compiled program a kind of derivative; scales,
 priors, weights and starting values are its arguments, so that changing them compiles nothing.
+
+With a network (:mod:`offjax.fit.network`) its weights follow the entries of the force field in x.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from offjax.batch import PlainBatch, compiler_options
 from offjax.fit.free import FreeParameters
+from offjax.fit.network import Correction
 from offjax.fit.targets import Component, Evaluated, Found, Targets
+from offjax.md.neural import ElementNetwork
 from offjax.parameters import ParameterSet
 
 L1_CORNER = 0.01
@@ -37,27 +41,30 @@ L1_CORNER = 0.01
 class FitData:
     """Everything that f depends on besides x: targets, the whole force field, and which entries x moves.
 
-    ``scales`` (n,) are in MD units; ``prior`` (n,) is sqrt(w_P) scale / width, 0 without prior. ``log`` (n,) are the
-    entries with that transform; ``corner`` (n,) is L1_CORNER width / scale for an l1 prior, else 0. ``components`` are
-    the data of other kinds than energies, forces and torsion profiles.
+    ``scales`` (k,) are in MD units, for the k of the n variables that belong to the force field; ``log`` (k,) are the
+    entries with that transform. ``prior`` (n,) is sqrt(w_P) scale / width, 0 without prior; ``corner`` (n,) is
+    L1_CORNER width / scale for an l1 prior, else 0. ``components`` are the data of other kinds than energies, forces
+    and torsion profiles. ``network`` has the other n - k variables.
     """
 
     targets: Targets
     parameters: ParameterSet
-    indices: Int[Array, " n"]
-    scales: Float[Array, " n"]
+    indices: Int[Array, " k"]
+    scales: Float[Array, " k"]
     prior: Float[Array, " n"]
-    log: Bool[Array, " n"]
+    log: Bool[Array, " k"]
     corner: Float[Array, " n"]
     components: tuple[Component, ...] = ()
+    network: Correction | None = None
 
     def at(self, x: Float[Array, " n"]) -> ParameterSet:
         """The ParameterSet at x."""
         theta = jnp.asarray(self.parameters.to_vector(), x.dtype)
         return self.parameters.from_vector(theta.at[self.indices].add(self.shift(x)))
 
-    def shift(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+    def shift(self, x: Float[Array, " n"]) -> Float[Array, " k"]:
         """theta - theta0 of the free entries, MD units; not linear in x where ``log`` is set."""
+        x = x[: len(self.indices)]
         start = jnp.asarray(self.parameters.to_vector(), x.dtype)[self.indices]
         safe = jnp.where(self.log, start, 1.0)
         grown = safe * jnp.expm1(jnp.where(self.log, self.scales * x / safe, 0.0))
@@ -100,6 +107,10 @@ class FitData:
     def evaluate(self, x: Float[Array, " n"]) -> tuple[Array, Array, Array, Evaluated]:
         """(energy, force and prior residuals, what they were computed from)."""
         found = self.targets.evaluate(self.at(x))
+        if self.network is not None:
+            y = x[len(self.indices) :]
+            energies, forces = self.network.energies_and_forces(y, self.targets.conformers)
+            found = found._replace(energies=found.energies + energies, forces=found.forces + forces)
         energy, force = self.targets.residuals(found.energies, found.forces)
         return energy, force.ravel(), self.prior_residuals(x), found
 
@@ -244,7 +255,7 @@ class FitObjective:
 
     ``lower`` and ``upper`` (n,) are the bounds of x; ``start`` (n,) the free entries at x = 0 in MD units. ``subset``
     makes the components of some molecules, their weights multiplied by a factor: minibatches need it where there are
-    components.
+    components. A ``network`` adds its weights to x, without bounds.
     """
 
     scalar = staticmethod(scalar)
@@ -259,23 +270,37 @@ class FitObjective:
         seed: int = 0,
         components: tuple[Component, ...] = (),
         subset: Callable[[np.ndarray, float], tuple[Component, ...]] | None = None,
+        network: Correction | None = None,
     ):
         self.free, self._subset = free, subset
         self.start, self.scales = np.asarray(free.selection.to_vector()), free.scales
-        self.lower, self.upper = free.x(free.lower), free.x(free.upper)
-        prior = np.sqrt(prior_weight) * np.where(np.isinf(free.widths), 0.0, self.scales / free.widths)
+        weights = np.ones(0 if network is None else network.start.n_weights)
+        self.lower = np.append(free.x(free.lower), -np.inf * weights)
+        self.upper = np.append(free.x(free.upper), np.inf * weights)
+        prior = np.where(np.isinf(free.widths), 0.0, self.scales / free.widths)
+        if network is not None:
+            prior = np.append(prior, weights * np.asarray(network.scale / network.width))
+        prior = np.sqrt(prior_weight) * prior
         whole = jax.tree.map(jnp.asarray, free.selection.parameters)
         indices = jnp.asarray(free.selection.indices)
         corner = L1_CORNER * np.where(free.l1, free.widths / self.scales, 0.0)
-        arrays = (self.scales, prior, free.log, corner)
-        self.data = FitData(targets, whole, indices, *map(jnp.asarray, arrays), components)
+        arrays = (self.scales, prior, free.log, np.append(corner, 0.0 * weights))
+        self.data = FitData(targets, whole, indices, *map(jnp.asarray, arrays), components, network)
         self.minibatch, self.seed = minibatch, seed
         self.training = np.arange(0) if training is None else np.asarray(training)
         self._last: list[_Known] = []
 
+    def __len__(self) -> int:
+        """The number of variables, weights of a network included."""
+        return len(self.lower)
+
     def theta(self, x) -> np.ndarray:
         """The free entries at x, MD units, on the host; bounds hold to the last bit and x = 0 is the start exactly."""
-        return np.clip(self.free.theta(x), self.free.lower, self.free.upper)
+        return np.clip(self.free.theta(x[: len(self.free)]), self.free.lower, self.free.upper)
+
+    def network(self, x) -> ElementNetwork | None:
+        """The network at x, if one is fitted."""
+        return None if self.data.network is None else self.data.network.at(jnp.asarray(x)[len(self.free) :])
 
     def value(self, x):
         """f(x), by the program of :meth:`parts`."""
@@ -393,4 +418,11 @@ class FitObjective:
         # the last part is filled with molecules of weight 0: all parts have one shape
         filled, weights = np.resize(order, n * k), np.where(np.arange(n * k) < m, float(n), 0.0)
         parts = zip(filled.reshape(n, k), weights.reshape(n, k), strict=True)
-        return [replace(self.data, targets=self.data.targets.select(chosen.tolist(), w)) for chosen, w in parts]
+        return [self._part(chosen.tolist(), w) for chosen, w in parts]
+
+    def _part(self, molecules: list[int], weights: np.ndarray) -> FitData:
+        """The energies and forces of some molecules, each with its weight multiplied."""
+        targets, network = self.data.targets.select(molecules, weights), self.data.network
+        if network is not None:
+            network = network.select(self.data.targets, targets, molecules)
+        return replace(self.data, targets=targets, network=network)

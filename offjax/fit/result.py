@@ -1,7 +1,8 @@
 """What a fit returns and writes: parameters before and after, and energies and forces of every molecule.
 
 The output directory holds ``fitted.offxml``, ``parameters.csv``, ``log.jsonl``, ``checkpoint.npz`` and ``result.h5``,
-from which :meth:`FitResult.load` makes the result again. The layouts are described in ``docs/fit-files.md``.
+from which :meth:`FitResult.load` makes the result again; and ``network.npz`` where a network was fitted. The layouts
+are described in ``docs/fit-files.md``.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ from offjax.fit.ties import TiedSelection
 from offjax.interop import definitions
 from offjax.interop.files import write_atomically
 from offjax.interop.records import components
+from offjax.md.neural import ElementNetwork
 from offjax.parameters import ParameterSet, Selection
 from offjax.system import System
 from offjax.terms.user import UserTerm
 
 FORMAT, VERSION = "offjax-fit-result", 2
+NETWORK = "network.npz"
+"""The name of the file of a fitted network."""
 AT_BOUND = 1e-9
 """Distance to a bound, in scales, within which a fitted value counts as at the bound."""
 
@@ -77,7 +81,10 @@ class MoleculeResult:
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
-    """A finished or interrupted fit. Arrays of the free entries have shape (n,), MD units, in the selection's order."""
+    """A finished or interrupted fit. Arrays of the free entries have shape (n,), MD units, in the selection's order.
+
+    ``network`` is the fitted network, if the configuration has one: energies are those of both together.
+    """
 
     config: FitConfig
     initial: ParameterSet
@@ -90,6 +97,7 @@ class FitResult:
     metrics: dict[str, dict[str, float | None]]
     provenance: dict[str, Any]
     directory: Path
+    network: ElementNetwork | None = None
 
     @property
     def selection(self) -> Selection:
@@ -134,11 +142,15 @@ class FitResult:
         )
 
     def write(self) -> list[Path]:
-        """Write ``fitted.offxml``, ``parameters.csv`` and ``result.h5``; each is whole or not there."""
+        """Write ``fitted.offxml``, ``parameters.csv``, ``network.npz`` where there is one, and ``result.h5``; each is
+        whole or not there."""
         files = [self.directory / name for name in ("fitted.offxml", "parameters.csv", "result.h5")]
         write_atomically(files[0], self._offxml().encode())
         write_atomically(files[1], self.table().to_csv(index=False, lineterminator="\n").encode())
-        write_atomically(files[2], self._hdf5())
+        if self.network is not None:
+            files.insert(2, self.directory / NETWORK)
+            self.network.save(files[2])
+        write_atomically(files[-1], self._hdf5())
         return files
 
     def _offxml(self) -> str:
@@ -163,6 +175,8 @@ class FitResult:
             f"Held out: {', '.join(m.name for m in self.molecules if m.split == 'test') or 'none'}",
             f"Stopped: {self.stopped}",
         ]
+        if self.network is not None:
+            lines.insert(1, f"Fitted together with the network of {NETWORK}: without it this is another model.")
         body = "\n  ".join(line.replace("--", "- -") for line in lines)
         return f"<!--\n  {body}\n-->\n"
 
@@ -260,6 +274,7 @@ class FitResult:
             free=free,
             molecules=molecules,
             directory=directory,
+            network=None if config.network is None else ElementNetwork.load(directory / NETWORK),
             **{name: header[name] for name in names},
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ class Space(NamedTuple):
     shift: Callable
 
 
+@cache
 def free() -> Space:
     """Euclidean space without walls: a - b and x + dx."""
 

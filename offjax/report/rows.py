@@ -39,6 +39,7 @@ def summary(result: FitResult) -> dict[str, Any]:
     return {
         "title": ", ".join(name.rsplit("/", 1)[-1].removesuffix(".offxml") for name in files),
         "n_parameters": len(result.selection),
+        "n_weights": 0 if result.network is None else result.network.n_weights,
         "n_train": count["train"],
         "n_test": count["test"],
         "n_conformers": sum(len(m.energies_qm) for m in result.molecules),
@@ -201,6 +202,7 @@ def provenance(result: FitResult) -> list[tuple[str, str]]:
         ("Data digest", p.get("data_digest")),
         ("Configuration", p.get("config")),
         ("Configuration digest", p.get("config_digest")),
+        ("Network", None if result.network is None else f"{result.network.n_weights} weights, in network.npz"),
         ("Stopped", result.stopped),
     ]
     return [(key, str(text)) for key, text in found if text]
