@@ -403,6 +403,7 @@ def analyse(data: Prepared, config: FitConfig, x, *, top: int = 10, parameter: s
             by_row[labels[slot.entry].section, labels[slot.entry].row].append(s)
         environments = Environments([record.molecule() for record in data.records])
         limits = _limits(config, model.free.selection.parameters)
+        names = [record.inchikey for record in data.records]
         candidates = []
         for key in by_row:
             entries, slots = rows[key], np.array(by_row[key])
@@ -411,7 +412,7 @@ def analyse(data: Prepared, config: FitConfig, x, *, top: int = 10, parameter: s
             least = [
                 max(pair) for pair in zip(*(limits[model.free.selection.indices[j]] for j in entries), strict=True)
             ]
-            found = _candidates(environments, model, labels[entries[0]], slots, least)
+            found = _candidates(environments, model, labels[entries[0]], slots, least, names)
             ranked = sorted(
                 ((model.rank(entries, slots, taken), child, taken) for child, taken in found), key=lambda c: -c[0]
             )
@@ -445,12 +446,12 @@ def _limits(config: FitConfig, parameters: ParameterSet) -> dict[int, tuple[int,
     return found
 
 
-def _candidates(environments: Environments, model: _Model, label: Label, slots: np.ndarray, least):
-    """(child SMIRKS, slots that it takes) of one parameter."""
+def _candidates(environments: Environments, model: _Model, label: Label, slots: np.ndarray, least, names):
+    """(child SMIRKS, slots that it takes) of one parameter; ``names`` are the InChIKeys of the records."""
     places = {model.slots[s].place for s in slots}
     for child, taken in environments.children(label.section, str(label.smirks), places).items():
         sides = taken, places - taken
-        if all(len(side) >= least[0] and len({m for m, _ in side}) >= least[1] for side in sides):
+        if all(len(side) >= least[0] and len({names[m] for m, _ in side}) >= least[1] for side in sides):
             yield child, np.array([s for s in slots if model.slots[s].place in taken])
 
 

@@ -403,7 +403,8 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
         )
     if config.split.validation_fold is not None and not validation.any():
         raise InputError(f"{config.source}: split.validation_fold = {config.split.validation_fold} has no molecule")
-    free = free_parameters.choose(config, [s for s, t in zip(systems, train, strict=True) if t])
+    names = [r.inchikey for r, t in zip(records, train, strict=True) if t]
+    free = free_parameters.choose(config, [s for s, t in zip(systems, train, strict=True) if t], names)
     batch = SystemBatch.from_systems(systems)
     factors = np.where(train, weights, 0.0)
     packed = targets.build(batch, records, factors, config.objective, config.relaxation)

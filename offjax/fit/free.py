@@ -93,14 +93,17 @@ class FreeParameters:
         return self.scales * np.where(self.log, self.theta(x) / np.where(self.log, start, 1.0), 1.0)
 
 
-def coverage(systems: Sequence[System]) -> tuple[np.ndarray, np.ndarray]:
-    """How many instances, and how many Systems, use each entry of the parameter vector: two (n_parameters,) arrays.
+def coverage(systems: Sequence[System], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """How many instances, and how many molecules, use each entry of the parameter vector: two (n_parameters,) arrays.
 
-    Slots without energy (a bond replaced by a constraint) do not count, nor do constraint distances.
+    ``names`` (InChIKeys) tell which Systems are of one molecule: that of several torsion drives counts once, each of
+    its instances in every drive. Slots without energy (a bond replaced by a constraint) do not count, nor do
+    constraint distances.
     """
     size = systems[0].parameters.schema.size
-    instances, molecules = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
-    for system in systems:
+    instances = np.zeros(size, dtype=np.int64)
+    used: dict[str, np.ndarray] = {name: np.zeros(size, dtype=bool) for name in names}
+    for system, name in zip(systems, names, strict=True):
         counts = np.zeros(size, dtype=np.int64)
         for section, attributes in system.assignment.items():
             if section == "Constraints":
@@ -111,12 +114,21 @@ def coverage(systems: Sequence[System]) -> tuple[np.ndarray, np.ndarray]:
                 nonzero = matrix.values != 0
                 np.add.at(counts, matrix.columns[nonzero], copies[matrix.rows[nonzero]])
         instances += counts
-        molecules += counts > 0
-    return instances, molecules
+        used[name] |= counts > 0
+    return instances, np.stack([*used.values()]).astype(np.int64).sum(axis=0)
 
 
-def choose(config: FitConfig, training: Sequence[System]) -> FreeParameters:
+def choose(config: FitConfig, training: Sequence[System], names: Sequence[str]) -> FreeParameters:
     """Apply the ``[[parameters]]`` blocks to the force field of the training Systems.
+
+    Parameters
+    ----------
+    config
+        The configuration.
+    training
+        A System for each training record.
+    names
+        The InChIKey of each, which tells the molecules apart.
 
     Raises
     ------
@@ -125,7 +137,7 @@ def choose(config: FitConfig, training: Sequence[System]) -> FreeParameters:
         outside its bounds, a relative width of a value 0, or no free entry at all.
     """
     parameters = training[0].parameters
-    instances, molecules = coverage(training)
+    instances, molecules = coverage(training, names)
     start = np.asarray(parameters.to_vector())
     flat = parameters.schema.flat
     tagged = any(block.tagged for block in config.parameters)

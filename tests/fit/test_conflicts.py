@@ -9,6 +9,7 @@ from openff.toolkit import ForceField, Molecule
 import offjax
 from offjax.errors import InputError
 from offjax.fit import FitConfig, FitResult, conflicts, find_conflicts, run
+from offjax.fit.driver import prepare
 from offjax.fit.environments import Environments
 from offjax.fit.split import refit_files, split
 
@@ -100,6 +101,19 @@ def test_the_split_brings_what_was_expected(fit, found, tmp_path):
         factor = best.labels[0].factor
         assert row["change"] == pytest.approx(change[0] / factor, abs=0.02 * row["initial"])
     assert FitResult.load(again.directory).config.force_field.endswith("split.offxml")
+
+
+def test_sides_of_one_molecule_in_two_records_are_of_one_molecule(fit):
+    """The data twice: methanol and ethane, on whom the split stands, are four records but two molecules."""
+    [block] = [b for b in fit.config.parameters if b.path == "Bonds/k"]
+    for least, proposed in ((1, ["b84"]), (2, [])):
+        blocks = [block.model_copy(update={"patterns": ["b84"], "min_molecules": least})]
+        config = fit.config.model_copy(update={"parameters": blocks, "data": fit.config.data * 2})
+        with jax.enable_x64(True):
+            data = prepare(config)
+        assert len(data.records) == 4 and data.free.molecules.tolist() == [2]
+        found = conflicts.analyse(data, config, np.zeros(1))
+        assert [split.id for split in found.splits] == proposed
 
 
 def test_a_split_is_plain_smirnoff(tmp_path):

@@ -25,9 +25,9 @@ def systems():
     return [s.without_constraints() for s in built]
 
 
-def choose(systems, *blocks):
+def choose(systems, *blocks, names=None):
     config = {"force_field": "openff-2.2.1.offxml", "data": [{"path": "x.h5"}], "parameters": list(blocks)}
-    return free.choose(FitConfig.from_dict(config), systems)
+    return free.choose(FitConfig.from_dict(config), systems, names or [str(n) for n in range(len(systems))])
 
 
 def test_free_are_the_entries_that_training_molecules_use(systems):
@@ -46,6 +46,17 @@ def test_thresholds_leave_entries_out_and_say_so(systems):
     assert "Bonds/k b1" in str([str(item) for item in chosen.left_out if "min_count" in item.reason])
     chosen = choose(systems, {"path": "Bonds/k", "prior": "10%", "min_molecules": 2})
     assert [label.id for label in chosen.selection.labels] == ["b84"]
+
+
+def test_a_molecule_of_several_records_counts_once(systems):
+    """Several torsion drives of methanol, as one System or in another order of the atoms, are still one molecule."""
+    methanol, ethane = systems
+    block = {"path": "Bonds/k", "prior": "10%", "min_molecules": 2}
+    chosen = choose([methanol, methanol, ethane], block, names=["methanol", "methanol", "ethane"])
+    assert [label.id for label in chosen.selection.labels] == ["b84"]
+    assert (chosen.instances.tolist(), chosen.molecules.tolist()) == ([12], [2])
+    [b14] = [item for item in chosen.left_out if item.label.id == "b14"]
+    assert b14.reason == "1 training molecules, min_molecules = 2"
 
 
 def test_constrained_bonds_do_not_count(systems):

@@ -192,7 +192,8 @@ def test_logarithmic_values_and_l1_priors(prepared):
     config, data, objective = prepared
     blocks = [b.model_copy(update={"transform": "log", "prior_form": "l1"} if b.path.endswith("k") else {})
               for b in config.parameters]  # fmt: skip
-    free = driver.free_parameters.choose(config.model_copy(update={"parameters": blocks}), data.systems)
+    names = [record.inchikey for record in data.records]
+    free = driver.free_parameters.choose(config.model_copy(update={"parameters": blocks}), data.systems, names)
     changed = replace(data, free=free).objective(config)
     assert changed.free.log.tolist() == changed.free.l1.tolist() == [True, False, True, False]
     truth = jnp.asarray([1.5, 0.4, -0.8, 0.6])
