@@ -495,7 +495,10 @@ def parameterize(
     OffjaxError
         What :meth:`offjax.System.from_smirnoff` raises, with the name of the record.
     """
+    from openff.toolkit import Quantity
+
     from offjax.parameterize import forcefield
+    from offjax.parameterize.charges import compute
 
     progress = Silent() if progress is None else progress
     force_field = forcefield.load(files, forcefield.check_terms(user_terms))
@@ -508,11 +511,10 @@ def parameterize(
             progress.advance(record.name)
             continue
         parts = record.molecules()
-        if charges != "force-field":
-            for part in parts:
-                part.assign_partial_charges(charges)
         given = None if charges == "force-field" else parts
         try:
+            for part in given or ():
+                part.partial_charges = Quantity(compute(part, charges), "elementary_charge")
             system = System.from_smirnoff(force_field, parts, charge_from_molecules=given, user_terms=user_terms)
         except OffjaxError as error:
             raise type(error)(f"{record.source}, group {record.name!r}: {error}") from error

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from offjax import InputError
+from offjax import InputError, UnassignedParameterError
 from offjax.fit import FitConfig, FitResult, driver, fold, run, summary
 from offjax.fit.progress import Lines, Recorder
 
@@ -254,3 +254,21 @@ def test_lines_are_printed_where_there_is_no_terminal(make_config, capsys):
     run(FitConfig.load(make_config(iterations=1)), progress=Lines(sys.stdout))
     text = capsys.readouterr().out
     assert "typing and charges (3)" in text and "iteration 1/1: f = " in text and "kJ/mol/nm" in text
+
+
+def test_charges_of_a_method_are_computed_once(make_config, tmp_path, monkeypatch):
+    """AM1-BCC takes minutes: `offjax conflicts`, `--resume` and the next fit find what the first one computed."""
+    from openff.toolkit import Molecule
+
+    monkeypatch.setenv("OFFJAX_CACHE", str(tmp_path / "cache"))
+    config = FitConfig.load(make_config())
+    first = driver.prepare(config)
+
+    def fail(*args, **kwargs):
+        raise ValueError("no charges today")
+
+    monkeypatch.setattr(Molecule, "assign_partial_charges", fail)
+    assert driver.prepare(config).digest == first.digest
+    monkeypatch.setenv("OFFJAX_CACHE", "off")
+    with pytest.raises(UnassignedParameterError, match="synthetic.h5, group 'ethane': .*no charges today"):
+        driver.prepare(config)
