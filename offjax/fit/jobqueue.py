@@ -7,7 +7,11 @@ time limit, a lost node) it does not replace, so that a fit could wait for ever.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -29,8 +33,12 @@ PATIENCE = 20.0
 FEWEST = 3
 """How many jobs in a row, at least, must end without a worker before the fit gives up."""
 
-PRESENT = {"slurm": ["squeue", "--me", "--noheader", "--format=%A"]}
-"""Commands that print the numbers of the user's jobs, waiting or running, one a line."""
+PRESENT = {"slurm": "squeue --me --noheader --format=%A", "pbs": "qstat -u {user}"}
+"""Commands that print the user's jobs, one a line that begins with the number; the last column but one of PBS is the
+state."""
+
+ENDED = {"C", "F"}
+"""States of jobs that PBS still lists: complete, finished."""
 
 
 class Jobs:
@@ -50,11 +58,19 @@ class Jobs:
     Raises
     ------
     InputError
-        Options that dask-jobqueue does not accept, or the queueing system does not accept the jobs.
+        The queueing system is not there, options that dask-jobqueue does not accept, or the queueing system does not
+        accept the jobs.
     """
 
     def __init__(self, workers: Workers, cluster_type, directory: Path, progress: Silent):
         self.system, self.count, self.progress = workers.cluster, workers.count, progress
+        job = cluster_type.job_cls
+        for command in (shlex.split(c)[0] for c in (job.submit_command, job.cancel_command)):
+            if shutil.which(command) is None:
+                raise InputError(
+                    f'workers: cluster = "{self.system}" needs the command {command}, which is not on this machine\'s '
+                    "PATH: start the fit where jobs can be submitted"
+                )
         options: dict[str, Any] = {"cores": 1, "processes": 1, "memory": "4GB"} | workers.options
         logs = os.path.abspath(directory / "jobs")
         if not any(c.isspace() for c in logs):  # directives of job scripts are not quoted
@@ -67,7 +83,7 @@ class Jobs:
             threads = max(int(options["cores"]) // int(options["processes"]), 1)
             options["job_script_prologue"] = [f"export NPROC={threads}", *options.get("job_script_prologue", [])]
             options["worker_extra_args"] = [*options.get("worker_extra_args", []), "--nthreads", "1"]
-            self.cluster = cluster_type(**options)
+            self.cluster = cluster_type(**{"job_cls": _outspoken(job)} | options)
         except (TypeError, ValueError) as error:
             raise InputError(f"workers.options: {str(error).splitlines()[0]}") from None
         self.seen: set[str] = set()
@@ -157,9 +173,11 @@ class Jobs:
         """Numbers of the jobs that the queueing system knows; None where it cannot be asked."""
         if self.system not in PRESENT:
             return None
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            found = subprocess.run(PRESENT[self.system], capture_output=True, text=True, timeout=60, check=True)
-            return set(found.stdout.split())
+        with contextlib.suppress(OSError, subprocess.SubprocessError, KeyError):  # KeyError: a user without a name
+            command = PRESENT[self.system].format(user=getpass.getuser()).split()
+            found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+            lines = [line.split() for line in found.stdout.splitlines() if line.strip()[:1].isdigit()]
+            return {re.split(r"\D", line[0])[0] for line in lines if not {*line[-2:-1]} & ENDED}
         return None
 
     def _last_words(self) -> str:
@@ -172,8 +190,23 @@ class Jobs:
         return f"nothing of what they printed is in {self.logs}"
 
 
+def _outspoken(job: Any) -> Any:
+    """The class of jobs; that of LSF hides what bsub says when it refuses a job."""
+    if job.submit_command != "bsub":
+        return job
+
+    class Outspoken(job):
+        async def _submit_job(self, script_filename):
+            if not self.use_stdin:
+                return await super()._submit_job(script_filename)
+            return await self._call([f"{self.submit_command} < {shlex.quote(script_filename)}"], shell=True)
+
+    return Outspoken
+
+
 def _reason(error: Exception) -> str:
     """What the queueing system said, in one line."""
     text = str(error)
-    _, found, said = text.partition("stderr:\n")
-    return " ".join((said if found and said.strip() else text).split())
+    parts = re.fullmatch(r".*?stdout:\n(.*)\nstderr:\n(.*)", text, re.DOTALL)
+    said = [] if parts is None else [part for part in (parts[2], parts[1]) if part.strip()]
+    return " ".join((said[0] if said else text).split())
