@@ -13,6 +13,10 @@ over conformers, is minus the force constant of bonds, 1e5 to 1e6 kJ/mol/nm^2.
 constant k; without forces, its bonds alone need 1/2 k (r - <r>)^2 with their smallest. Energies that spread by much
 less than that, or by more than bonds could hold, have another unit.
 
+*Work.* Between two conformers c and d that are near each other, superposed, the energy changes by what the forces do,
+-(F_c + F_d).(x_d - x_c) / 2. If the changes of all such pairs go with that work, but are another multiple of it than
+about 1, energies or forces have another unit. (Molecules at room temperature: 0.7 to 1.3, with correlations above 0.9.)
+
 What fits none of these is left alone: relative energies and formation energies are as good as total ones. Energies of
 pseudopotentials and of semi-empirical methods can meet a factor by chance, which is why a data set can do without this.
 """
@@ -57,7 +61,17 @@ LEAST = 1.0
 TOO_LARGE = 50.0
 """Energies that spread by more than this an atom have another unit, kJ/mol."""
 FEWEST = 5
-"""Conformers that a spread needs."""
+"""Conformers that a spread needs, and pairs that work needs."""
+NEAR = 0.04
+"""Farthest that an atom may move between two conformers for their work to count, nm."""
+COMPARED = 40
+"""Of how many conformers, the first ones, pairs are compared."""
+GOES_WITH = 0.9
+"""Least correlation of changes of energy and work that decides."""
+LEAST_WORK = 0.1
+"""Least root mean square of work that decides, kJ/mol."""
+MULTIPLE = 3.0
+"""Changes of energy beyond this multiple of work, or below its inverse, have another unit than forces."""
 ALIKE = 0.1
 """Energies of different geometries that lie within this are remarked on, kJ/mol."""
 MOVED = 0.05
@@ -81,6 +95,7 @@ def _doubts(record: Record) -> Iterator[Problem]:
         return
     numbers, bonds = _graph(record.smiles)
     reason = _total(record.energies, numbers) or _stiffness(record, bonds) or _spread(record, bonds)
+    reason = reason or _work(record)
     if reason is not None:
         words = f"{record.source}, {record.name}: {reason}; correct the unit, or set check_units = false if it is right"
         yield Problem(record.source, record.name, "rejected", words, record.name)
@@ -169,6 +184,32 @@ def _spread(record: Record, bonds: np.ndarray) -> str | None:
             "and more: the unit of energies or forces is wrong"
         )
     return None
+
+
+def _work(record: Record) -> str | None:
+    if record.forces is None or record.n_conformers < 2:
+        return None
+    x = record.positions[:COMPARED] - record.positions[:COMPARED].mean(axis=1, keepdims=True)
+    c, d = np.triu_indices(len(x), 1)
+    u, _, v = np.linalg.svd(np.swapaxes(x[d], 1, 2) @ x[c])
+    u[:, :, 2] *= np.sign(np.linalg.det(u @ v))[:, None]
+    rotation = u @ v
+    step = x[d] @ rotation - x[c]
+    near = np.linalg.norm(step, axis=-1).max(axis=1) < NEAR
+    if np.count_nonzero(near) < FEWEST:
+        return None
+    work = -0.5 * np.sum((record.forces[c] + record.forces[d] @ rotation) * step, axis=(1, 2))[near]
+    change = (record.energies[d] - record.energies[c])[near]
+    size = np.sqrt(np.sum(work**2) * np.sum(change**2))
+    if np.sqrt(np.mean(work**2)) < LEAST_WORK or np.sum(work * change) < GOES_WITH * size or size == 0:
+        return None
+    multiple = np.sum(work * change) / np.sum(work**2)
+    if 1 / MULTIPLE < multiple < MULTIPLE:
+        return None
+    return (
+        f"from one geometry to another near it the energy changes by {multiple:.3g} times the work of the forces: the "
+        "unit of energies or forces is wrong"
+    )
 
 
 def _deviation(values: np.ndarray) -> float:

@@ -37,6 +37,8 @@ BONDS_DECIDE, STEPS_DECIDE = 0.3, 0.8
 """Least correlations that decide on a sign."""
 CONFORMERS = 5
 """Least number of conformers that decides on a sign."""
+READ = {"COORDS", "ENERGY", "FORCES", "GRADIENT"}
+"""What is read of a block."""
 
 
 def scan(path, *, forces: bool = True, molecule: str | None = None, sign: Sign = "auto") -> Iterator[Record | Problem]:
@@ -66,9 +68,9 @@ def scan(path, *, forces: bool = True, molecule: str | None = None, sign: Sign =
         )
     smiles = mapped_smiles(molecule)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text: {error}") from error
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")  # damaged numbers are then none, block by block
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     driven = _driven(path.parent / "metadata.json")
     frames: list[Frame] = []
     unsure: list[int] = []
@@ -147,6 +149,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 def _frames(path: Path, text: str, smiles: str, driven) -> Iterator[tuple[Frame, bool] | Problem]:
     """Frames, each with whether its forces came from FORCES."""
     blocks: list[tuple[str, dict[str, str]]] = []
+    twice: dict[int, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         key, _, rest = line.strip().partition(" ")
         if not key:
@@ -156,17 +159,21 @@ def _frames(path: Path, text: str, smiles: str, driven) -> Iterator[tuple[Frame,
         elif not blocks:
             raise InputError(f"{path}, line {number}: expected JOB, found {line.strip()[:40]!r}; is this a qdata.txt?")
         else:
+            if key in READ and key in blocks[-1][1]:
+                twice.setdefault(len(blocks) - 1, f"line {number}: {key} a second time; is a line JOB missing?")
             blocks[-1][1][key] = rest
-    unknown = {key for _, block in blocks for key in block} - {"COORDS", "ENERGY", "FORCES", "GRADIENT"}
+    unknown = {key for _, block in blocks for key in block} - READ
     if unknown:
-        names = ", ".join(sorted(unknown))
-        yield Problem(str(path), names, "ignored", f"{path}: {names} are not read")
-    for label, block in blocks:
+        names = ", ".join(f"{name[:20]!r}" for name in sorted(unknown)[:5]) + (", ..." if len(unknown) > 5 else "")
+        yield Problem(str(path), names, "ignored", f"{path}: lines that begin with {names} are not read")
+    for n, (label, block) in enumerate(blocks):
         try:
+            if n in twice:
+                raise InputError(twice[n])
             if missing := {"COORDS", "ENERGY"} - set(block):
                 raise InputError(f"{' and '.join(sorted(missing))} missing; was the file copied completely?")
             positions = _numbers(block["COORDS"], "COORDS") * ANGSTROM
-            energy = float(block["ENERGY"]) * HARTREE
+            energy = _energy(block["ENERGY"]) * HARTREE
             force = None
             if "GRADIENT" in block:
                 force = -_numbers(block["GRADIENT"], "GRADIENT") * (HARTREE / BOHR)
@@ -174,12 +181,22 @@ def _frames(path: Path, text: str, smiles: str, driven) -> Iterator[tuple[Frame,
                 force = _numbers(block["FORCES"], "FORCES") * (HARTREE / BOHR)
             frame = Frame(path.parent.name or path.name, label, smiles, positions, energy, force, driven=driven)
             yield frame, "GRADIENT" not in block and "FORCES" in block
-        except (InputError, ValueError) as error:
+        except InputError as error:
             yield Problem(str(path), label, "rejected", f"{path}, {label}: {error}")
 
 
+def _energy(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"ENERGY: {text[:40]!r} is not a number; was the file copied completely?") from None
+
+
 def _numbers(text: str, key: str) -> np.ndarray:
-    values = np.array([float(x) for x in text.split()])
+    try:
+        values = np.array([float(x) for x in text.split()])
+    except ValueError as error:
+        raise InputError(f"{key}: {error}") from None
     if values.size % 3:
         raise InputError(f"{key}: {values.size} numbers, not three an atom; was the file copied completely?")
     return values.reshape(-1, 3)

@@ -452,7 +452,11 @@ def assemble(source: str, frames: Iterable[Frame | Problem], forces: bool) -> It
                     reason = f"it has {has}; most frames of this molecule have {most}"
                     yield Problem(source, frame.label, "rejected", reason, name)
             good = [frame for frame in good if _content(frame) == usual]
-            complete = all(frame.forces is not None for frame in good)
+            without = [frame.label for frame in good if frame.forces is None]
+            complete = not without
+            if 0 < len(without) < len(good):
+                reason = f"{len(without)} of {len(good)} conformers have no forces ({without[0]} the first): those of "
+                yield Problem(source, name, "ignored", f"{source}, {name}: {reason}the others are left out", name)
             yield Record(
                 name=name,
                 smiles=smiles,

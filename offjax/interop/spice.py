@@ -194,8 +194,14 @@ def _groups(file: h5py.File, path: Path) -> dict[str, h5py.Group]:
 
 
 def _addresses(path: Path) -> list[int]:
-    """Where the symbol-table nodes of a file, which may lack their names, say that objects begin (section III.B)."""
+    """Where objects begin: by the symbol-table nodes of a file, which may lack their names (section III.B), and by the
+    signature of newer object headers (section IV.A.1.b).
+    """
     content, found = path.read_bytes(), []
+    at = content.find(b"OHDR")
+    while at >= 0:
+        found.append(at)
+        at = content.find(b"OHDR", at + 1)
     at = content.find(b"SNOD")
     while at >= 0:
         n = int.from_bytes(content[at + 6 : at + 8], "little")
@@ -295,6 +301,8 @@ def _smiles(group, where: str) -> str:
         raise InputError(f"{where}, smiles: expected text, found {group['smiles'].dtype}") from None
     if text.size != 1:
         raise InputError(f"{where}, smiles: expected one mapped SMILES, found {text.size}")
+    if not text.flat[0]:
+        raise InputError(f"{where}, smiles: the text is empty or missing; was the file copied completely?")
     return str(text.flat[0])
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import numpy as np
 import pytest
@@ -221,6 +222,39 @@ def test_damaged_files(frames, tmp_path):
         read(tmp_path / "cut.json")
 
 
+def test_every_damaged_block_of_a_qdata_file_is_reported(frames, tmp_path):
+    blocks = [block.split("\n") for block in qdata(frames, "GRADIENT", -1.0).rstrip().split("\n\n")]
+    blocks[1][1:2] = [blocks[1][1], blocks[2][1]]  # two geometries in one block: which has the energy?
+    blocks[3][0] = "JBO 3"  # no block of its own: it would take the place of the one before
+    blocks[4][2] = "ENERGY"
+    blocks[5][1] = blocks[5][1].replace(".", "*", 1)
+    damaged = "\n\n".join("\n".join(block) for block in blocks).encode()
+    at = damaged.index(b"JOB 7") + 30
+    (tmp_path / "qdata.txt").write_bytes(b"\xef\xbb\xbf" + damaged[:at] + b"\xff\x80" + damaged[at + 2 :])
+    found = read(tmp_path, strict=False, molecule=SMILES)
+    np.testing.assert_allclose(found.records[0].energies, frames[1][[0, 6]])
+    reasons = {p.record: p.reason for p in found.rejected}
+    assert sorted(reasons) == [f"JOB {n}" for n in (1, 2, 4, 5, 7)]
+    for n, words in ((1, "line 8: COORDS a second time"), (2, "line 1[0-9]: COORDS a second time; is a line JOB miss"),
+                     (4, "ENERGY: '' is not a number"), (5, r"COORDS: could not convert .*\*"),
+                     (7, "COORDS: could not convert .*\ufffd")):  # fmt: skip
+        assert re.search(words, reasons[f"JOB {n}"]), reasons[f"JOB {n}"]
+    [ignored] = [p for p in found.problems if p.kind == "ignored"]
+    assert "lines that begin with 'JBO' are not read" in ignored.reason
+
+
+def test_forces_that_some_conformers_lack_are_not_dropped_silently(frames, tmp_path):
+    blocks = qdata(frames, "GRADIENT", -1.0).split("\n\n")
+    blocks[3] = blocks[3].rsplit("\n", 1)[0]
+    (tmp_path / "qdata.txt").write_text("\n\n".join(blocks))
+    found = read(tmp_path, strict=False, molecule=SMILES)
+    assert [p.record for p in found.rejected] == ["JOB 3"] and found.records[0].forces is not None
+    found = read(tmp_path, strict=False, molecule=SMILES, forces=False)
+    assert found.records[0].n_conformers == 8 and found.records[0].forces is None
+    [problem] = found.problems
+    assert problem.kind == "ignored" and "1 of 8 conformers have no forces (JOB 3 the first)" in problem.reason
+
+
 def test_duplicates_and_outliers_are_remarked_on_and_used(frames, tmp_path):
     x, e, f = (np.concatenate([a, a[:1]]) for a in frames)
     e[4] += 4000.0
@@ -384,6 +418,32 @@ def test_relative_energies_are_judged_by_forces_and_bonds(frames):
         turned[n, 5] = turned[n, 1] + along + np.cos(angle) * (arm - along) + np.sin(angle) * across
     [(kind, reason)] = judged(0.01 * np.arange(7.0), None, turned)
     assert kind == "outlier" and "is their unit right" in reason
+
+
+def test_energies_are_judged_by_the_work_of_forces(frames):
+    """Springs between all atoms, so that turning the molecule costs nothing."""
+    x = frames[0]
+    turn, _ = np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))
+    x = np.concatenate([x[:4], x[4:] @ (turn * np.linalg.det(turn)) + 1.0])
+    apart = x[:, :, None] - x[:, None]
+    length = np.linalg.norm(apart, axis=-1)
+    stretch = length - np.linalg.norm(geometry()[:, None] - geometry()[None], axis=-1)
+    k = 5e4
+    e = 0.25 * k * np.sum(stretch**2, axis=(1, 2))
+    f = -k * np.sum((stretch / (length + np.eye(6)))[..., None] * apart, axis=2)
+
+    def judged(energies, forces):
+        found = energy_units.checked([Record("m", SMILES, "", x[: len(energies)], energies, forces, "here")])
+        return [p.reason for p in found if isinstance(p, Problem)]
+
+    assert judged(e, f) == judged(e * 1.5, f) == judged(e / 1.5, f) == []
+    for factor in (4.184, 1 / 4.184, 23.06, 1 / 23.06):
+        [reason] = judged(e * factor, f)
+        found = re.search("changes by (.*) times the work of the forces: the unit of energies or forces is", reason)
+        assert found and float(found[1]) == pytest.approx(factor, rel=0.1)
+        assert judged(e[:3] * factor, f[:3]) == []  # too few to tell
+        assert judged(e * factor, 0 * f + 3.0) == []  # the same force on all atoms does no work
+        assert judged(np.random.default_rng(1).permutation(e) * factor, f) == []
 
 
 def test_damage_within_a_record_costs_that_record(frames, tmp_path):
