@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from offjax.cli import options
+from offjax.cli.fit import BenchmarkOption
 
 FitArgument = Annotated[
     Path, typer.Argument(metavar="FIT", help="Output directory of a fit, or a configuration (its starting values).")
@@ -96,8 +97,9 @@ def conflicts(
     logged = None if fit.is_file() else FitResult.load(fit).history[-1]["objective"]
     if logged is not None and abs(logged - found.objective) > 1e-3 * found.objective:
         tables.line(
-            f"the fit ended at {logged:.5g}: it followed its minima from iteration to iteration, here they are found "
-            "anew from the reference geometries, and some points have several"
+            f"the objective was {logged:.5g} at the end of the fit. The fit relaxes each geometry from where the "
+            "iteration before left it; here each is relaxed from its reference geometry, and some end in another "
+            "minimum"
         )
     if found.left_out:
         tables.line(f"without SMIRKS to split, left out: {', '.join(sorted({x.section for x in found.left_out}))}")
@@ -122,6 +124,7 @@ def split(
         Path, typer.Option("--output", "-o", metavar="DIRECTORY", help="Where the files and the new fit go.")
     ] = Path("split"),
     refit: Annotated[bool, typer.Option("--refit/--no-refit", help="Run the fit with the split force field.")] = True,
+    benchmark: BenchmarkOption = True,
     config: ConfigOption = None,
     debug: options.DebugOption = False,
 ) -> None:
@@ -167,7 +170,7 @@ def split(
         tables.line(f"written: {os.path.relpath(output / name)}")
     if refit:
         result = run(FitConfig.load(path), progress=for_terminal())
-        finish(result)
+        finish(result, benchmark)
         tables.line(f"objective after the split: {result.history[-1]['objective']:.5g}")
         if result.interrupted:
             raise typer.Exit(130)

@@ -76,6 +76,7 @@ class Split:
 
     ``labels`` are the free entries of the parent, ``pull_parent`` and ``pull_child`` their pulls on the two sides of
     the split, ``change_parent`` and ``change_child`` where the quadratic model sees both, from the start, in MD units.
+    ``molecules`` are those of the child, each by the name of its first record.
     ``gain`` is by how much the objective should fall beyond what the fit without the split can reach.
     """
 
@@ -459,6 +460,9 @@ def _split(model: _Model, data: Prepared, proposal: Proposal, gain: float, paren
     entries, slots, child, taken = proposal
     labels = [model.free.selection.labels[j] for j in entries]
     places = {model.slots[s].place for s in taken}
+    first: dict[str, str] = {}
+    for record in (data.records[m] for m in sorted({m for m, _ in places})):
+        first.setdefault(record.inchikey, record.name)
 
     def pulls(side):
         return np.array([-sum(model.slopes[s] for s in side if model.slots[s].entry == j) for j in entries])
@@ -470,7 +474,7 @@ def _split(model: _Model, data: Prepared, proposal: Proposal, gain: float, paren
         child=child,
         n_places=len({model.slots[s].place for s in slots}),
         n_child=len(places),
-        molecules=tuple(dict.fromkeys(data.records[m].name for m in sorted({m for m, _ in places}))),
+        molecules=tuple(first.values()),
         labels=tuple(labels),
         pull_parent=pulls(np.setdiff1d(slots, taken)),
         pull_child=pulls(taken),

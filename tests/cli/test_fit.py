@@ -79,6 +79,9 @@ def test_fit_writes_its_files_resumes_and_reports(run, config, tmp_path):
     assert done.code == 0, done.err
     rows = [p.smirks for p in ForceField(str(tmp_path / "split" / "split.offxml"))["Bonds"].parameters]
     assert rows.index(child) == rows.index("[#6X4:1]-[#1:2]") + 1
+    again = run("split", out, "--section", "Bonds", "-p", "b84", "-s", child, "--no-benchmark", "-o", "again")
+    assert again.code == 0 and "objective after the split: " in again.out, again.err
+    assert (tmp_path / "again" / "fit-output" / "report.html").is_file()
     unclear = run("split", out, "--smirks", "[#6:1]-[#1:2]")
     assert unclear.code == 2 and "--smirks needs --parameter and --section" in unclear.err
 

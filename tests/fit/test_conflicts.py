@@ -114,6 +114,7 @@ def test_sides_of_one_molecule_in_two_records_are_of_one_molecule(fit):
         assert len(data.records) == 4 and data.free.molecules.tolist() == [2]
         found = conflicts.analyse(data, config, np.zeros(1))
         assert [split.id for split in found.splits] == proposed
+        assert all(len(split.molecules) == 1 for split in found.splits)
 
 
 def test_a_split_is_plain_smirnoff(tmp_path):
