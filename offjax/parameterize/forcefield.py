@@ -309,6 +309,11 @@ def _check_options(force_field: ForceField) -> None:
 def tags(source: str) -> dict[tuple[str, int], tuple[frozenset[str], dict[str, str]]]:
     """ForceBalance's tags in a force field (OFFXML text), for each (section, row) that has any: the attributes that
     ``parameterize="k, length"`` names, and those that ``parameter_eval="k=PARM[...]"`` ties to others, by what.
+
+    Raises
+    ------
+    InputError
+        ``parameterize`` names an attribute that its row does not have.
     """
     import xml.etree.ElementTree as ElementTree
 
@@ -316,6 +321,12 @@ def tags(source: str) -> dict[tuple[str, int], tuple[frozenset[str], dict[str, s
     for section in ElementTree.fromstring(source.encode()):
         for row, element in enumerate(section):
             chosen = frozenset(name.strip() for name in element.get("parameterize", "").split(",") if name.strip())
+            if unknown := sorted(chosen - set(element.attrib)):
+                there = ", ".join(name for name in element.attrib if not name.startswith("parameter"))
+                raise InputError(
+                    f"<{section.tag}>, {element.get('id', '')} {element.get('smirks', '')}: parameterize names "
+                    f"{unknown[0]}, which is no attribute of it; there are {there}"
+                )
             parts = (part.partition("=") for part in _ties(element.get("parameter_eval", "")))
             tied = {name.strip(): text.strip() for name, _, text in parts}
             if chosen or tied:

@@ -157,6 +157,8 @@ def test_tags_of_forcebalance_choose_parameters(systems):
     assert forcefield.tags(forcefield.text(loaded))["Bonds", 14][0] == {"k"}
     with pytest.raises(InputError, match="parameters\\[1\\].tagged: no parameterize attribute.*Angles/k"):
         tagged(text, {"path": "Angles/k", "tagged": True, "prior": "10%"})
+    with pytest.raises(InputError, match="<Bonds>, b84 .*: parameterize names lenght, which is no attribute of it"):
+        tagged(text.replace('"length , k"', '"k, lenght"'), *blocks)
     tied = text.replace('parameterize="k"', f"parameter_eval=\"k={value / other}*PRM['Bonds/Bond/k/{smirks}']\"")
     assert tagged(tied, *blocks) == [("k", "b84"), ("length", "b84")]
 
