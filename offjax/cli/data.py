@@ -23,7 +23,11 @@ def data(
     ] = None,
     molecule: Annotated[
         str | None,
-        typer.Option("--molecule", metavar="MOLECULE", help="Of a qdata.txt: mapped SMILES, or a MOL2, SDF, MOL file."),
+        typer.Option(
+            "--molecule",
+            metavar="MOLECULE",
+            help="Of a qdata.txt: mapped SMILES, or a MOL2, SDF, MOL file. Of QCSchema results: QCSubmit's collection.",
+        ),
     ] = None,
     sign: Annotated[
         str, typer.Option("--sign", metavar="SIGN", help="Under FORCES of a qdata.txt: auto, forces or gradient.")

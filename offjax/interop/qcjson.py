@@ -115,6 +115,7 @@ def _frames(path: Path, content: Any, known: dict[str, str] | None, found: set[s
                 yield Problem(str(path), label, "rejected", reason)
                 continue
             entries += [(f"{label}, angle {angle}", _torsion_point(angle), e) for angle in sorted(points, key=_degrees)]
+            entries += [(f"{label}, angle {a}", _no_geometry, e) for a in _alone(e.get("energies"), points)]
     elif isinstance(content, dict) and ("dataset_name" in content or isinstance(content.get("entries"), dict)):
         held = "references to results" if "entries" in content else "molecules to be computed"
         servers = (content.get("entries") or {}).values()
@@ -134,7 +135,9 @@ def _frames(path: Path, content: Any, known: dict[str, str] | None, found: set[s
                 label += f" (id {identity})"
                 smiles = known.get(identity)
             if isinstance(e, dict) and isinstance(e.get("final_molecules"), dict):
-                entries += [(f"{label}, angle {a}", _drive_point(a, smiles), e) for a in e["final_molecules"]]
+                points = e["final_molecules"]
+                entries += [(f"{label}, angle {a}", _drive_point(a, smiles), e) for a in points]
+                entries += [(f"{label}, angle {a}", _no_geometry, e) for a in _alone(e.get("final_energies"), points)]
             else:
                 entries.append((label, _result(smiles), e))
     for label, read, entry in entries:
@@ -157,6 +160,12 @@ def _degrees(angle: str) -> float:
     with contextlib.suppress(ValueError):
         return float(angle)
     return math.inf
+
+
+def _alone(energies: Any, points: dict) -> list[str]:
+    """The angles that have an energy, but no geometry."""
+    there = {key for angle in points for key in (angle, _degrees(angle))}
+    return [a for a in energies if not {a, _degrees(a)} & there] if isinstance(energies, dict) else []
 
 
 def _optimised(label: str, entry: dict) -> Frame:
@@ -187,6 +196,10 @@ def _torsion_point(angle: str):
     return read
 
 
+def _no_geometry(label: str, entry: dict) -> Frame:
+    raise InputError("there is an energy, but no geometry")
+
+
 def _result(smiles: str | None):
     """A reader of results of molecules whose SMILES, if they have none themselves, is this."""
     return lambda label, entry: _single(label, entry, smiles)
@@ -194,6 +207,7 @@ def _result(smiles: str | None):
 
 def _drive_point(angle: str, smiles: str | None):
     def read(label: str, entry: dict) -> Frame:
+        _check_success(entry)
         if angle not in entry["final_energies"]:
             raise InputError(f"no energy for the angle {angle}")
         a, b, c, d = map(int, entry["keywords"]["dihedrals"][0])
@@ -206,12 +220,16 @@ def _drive_point(angle: str, smiles: str | None):
     return read
 
 
+def _check_success(entry: dict) -> None:
+    if entry.get("success") is False:
+        raise InputError(f"the calculation failed: {str(entry.get('error') or 'no reason is given')[:100]}")
+
+
 def _single(label: str, entry: dict, smiles: str | None) -> Frame:
     name = entry.get("schema_name", "")
     if name == "qcschema_molecule" or ("symbols" in entry and "molecule" not in entry):
         raise InputError("a QCSchema Molecule has no energy: give the AtomicResult or OptimizationResult of it")
-    if entry.get("success") is False:
-        raise InputError(f"the calculation failed: {str(entry.get('error'))[:100]}")
+    _check_success(entry)
     if "final_molecule" in entry or "optimization" in name:
         return _molecule(label, entry["final_molecule"], float(entry["energies"][-1]), None, smiles=smiles)
     if entry["driver"] not in ("energy", "gradient", "hessian"):

@@ -179,12 +179,13 @@ def test_yammbs(frames, tmp_path):
     angles = ["-165.0", "15.0", "-90.0"]
     torsion = {"id": 5, "mapped_smiles": SMILES, "dihedral_indices": [2, 0, 1, 5],
                "coordinates": {a: (y * 10).tolist() for a, y in zip(angles, x, strict=False)},
-               "energies": {a: v / 4.184 for a, v in zip(angles[:2], e, strict=False)}}  # fmt: skip
+               "energies": {a: v / 4.184 for a, v in zip([*angles[:2], "30"], e, strict=False)}}  # fmt: skip
     (tmp_path / "td.json").write_text(json.dumps({"tag": "t", "version": 1, "qm_torsions": [torsion]}))
     found = read(tmp_path / "td.json", forces=False, strict=False)
     assert found.records[0].driven == ((2, 0, 1, 5),)
     np.testing.assert_allclose(found.records[0].energies, e[:2])
-    assert [p.record for p in found.rejected] == ["torsion 5, angle -90.0"]
+    assert [p.record for p in found.rejected] == ["torsion 5, angle -90.0", "torsion 5, angle 30"]
+    assert "an energy, but no geometry" in found.rejected[1].reason
     (tmp_path / "submit.json").write_text(json.dumps({"dataset_name": "x", "dataset": {}}))
     with pytest.raises(InputError, match="'x' holds molecules to be computed .0 entries. and no energies: submit it"):
         read(tmp_path / "submit.json")
@@ -328,6 +329,14 @@ def test_result_collections_name_the_molecules_of_records(frames, tmp_path):
     np.testing.assert_allclose(found.records[1].energies, frames[1][:2])
     assert [p.record for p in found.rejected] == ["result 7 (id 77)", "record 123"]
     assert "no result collection (molecule) names its id" in found.rejected[0].reason
+    half = drive | {"final_energies": {**drive["final_energies"], "120": -1.0}}
+    failed = drive | {"success": False, "error": {"error_message": "SCF"}}
+    (tmp_path / "drives.json").write_text(json.dumps([half, failed]))
+    found = read(tmp_path / "drives.json", molecule=str(tmp_path / "collection.json"), forces=False, strict=False)
+    reasons = {p.record: p.reason for p in found.rejected if p.record.startswith("result")}
+    assert found.records[0].n_conformers == 2 and len(reasons) == 3
+    assert "an energy, but no geometry" in reasons["result 0 (id 99), angle 120"]
+    assert "the calculation failed: {'error_message': 'SCF'}" in reasons["result 1 (id 99), angle 60"]
     with pytest.raises(InputError, match="holds references to results .9 entries. and no energies.*molecule = this"):
         read(tmp_path / "collection.json")
     with pytest.raises(InputError, match="not a result collection of OpenFF QCSubmit"):
