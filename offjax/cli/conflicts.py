@@ -89,17 +89,19 @@ def conflicts(
             for s in found.splits
         ],
     )
-    if found.unsplit_gain > 0.01 * found.objective:
-        tables.line(
-            f"this is not the end of a fit: without any split the objective should fall by {found.unsplit_gain:.3g}; "
-            "fit first"
-        )
     logged = None if fit.is_file() else FitResult.load(fit).history[-1]["objective"]
-    if logged is not None and abs(logged - found.objective) > 1e-3 * found.objective:
+    moved = logged is not None and abs(logged - found.objective) > 1e-3 * found.objective
+    if moved:
         tables.line(
             f"the objective was {logged:.5g} at the end of the fit. The fit relaxes each geometry from where the "
             "iteration before left it; here each is relaxed from its reference geometry, and some end in another "
             "minimum"
+        )
+    if found.unsplit_gain > 0.01 * found.objective:
+        words = "at these minima" if moved else "this is not the end of a fit:"
+        tables.line(
+            f"{words} the objective should fall by {found.unsplit_gain:.3g} without any split"
+            f"{'' if moved else '; fit first'}"
         )
     if found.left_out:
         tables.line(f"without SMIRKS to split, left out: {', '.join(sorted({x.section for x in found.left_out}))}")
