@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from offjax.constants import GAS_CONSTANT
 from offjax.errors import InputError
+from offjax.geometry import safe_sqrt
 from offjax.md.constraints import Constraints
 
 
@@ -282,5 +283,5 @@ def maxwell_boltzmann(key, kT, masses, shape, *, drift_free: bool = False, dtype
     number.
     """
     m = jnp.broadcast_to(jnp.asarray(masses, dtype), shape[:1])[:, None]
-    v = jnp.sqrt(kT / m) * jax.random.normal(key, shape, dtype)
+    v = safe_sqrt(kT / m) * jax.random.normal(key, shape, dtype)
     return v - jnp.sum(m * v, axis=0) / jnp.sum(m) if drift_free else v

@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offjax.errors import InputError, UnsupportedError
+from offjax.geometry import safe_sqrt
 from offjax.md.dynamics import Info, Integrator, Particles, State, bound, current, molecules
 from offjax.md.space import volume
 
@@ -135,9 +136,14 @@ def langevin_middle(energy: Callable, dt, kT, friction, **system) -> Integrator:
 
 
 def ornstein_uhlenbeck(key, v, dt, kT, friction, masses):
-    """Friction and noise over dt, exactly: c v + sqrt((1 - c^2) kT/m) R with c = exp(-friction dt)."""
+    """Friction and noise over dt, exactly: c v + sqrt((1 - c^2) kT/m) R with c = exp(-friction dt).
+
+    Without noise, at kT or friction 0, its root has derivative 0: those in masses and dt stay finite, and those in
+    kT or friction itself, which are infinite there, leave it out.
+    """
     c = jnp.exp(-friction * dt)
-    return c * v + jnp.sqrt(-jnp.expm1(-2.0 * friction * dt) * kT / masses) * jax.random.normal(key, v.shape, v.dtype)
+    spread = safe_sqrt(-jnp.expm1(-2.0 * friction * dt) * kT / masses)
+    return c * v + spread * jax.random.normal(key, v.shape, v.dtype)
 
 
 def brownian(energy: Callable, dt, kT, friction, **system) -> Integrator:
@@ -159,7 +165,7 @@ def brownian(energy: Callable, dt, kT, friction, **system) -> Integrator:
         key, noise = jax.random.split(state.key)
         mobility = 1.0 / (system.mass(state.positions) * friction)
         random = jax.random.normal(noise, state.positions.shape, state.positions.dtype)
-        dx = dt * mobility * state.forces + jnp.sqrt(2.0 * kT * dt * mobility) * random
+        dx = dt * mobility * state.forces + safe_sqrt(2.0 * kT * dt * mobility) * random
         x, _ = system.drift(state.positions, dx, 1.0, state.box)
         energy, forces, neighbors = system.evaluate(x, state.box, state.neighbors)
         zero = jnp.zeros_like(energy)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from offjax.errors import DifferentiationError, InputError
+from offjax.geometry import safe_sqrt
 from offjax.md.constraints import Constraints
 from offjax.md.dynamics import Particles, points, scalar
 
@@ -107,7 +108,7 @@ def _kick(system, state, dt):
 def _noise(system, theta, key, k, x):
     """The factor of the velocities, and what is added to them, by friction over dt."""
     *_, dt, kT, friction = theta
-    spread = jnp.sqrt(-jnp.expm1(-2.0 * friction * dt) * kT / system.mass(x))
+    spread = safe_sqrt(-jnp.expm1(-2.0 * friction * dt) * kT / system.mass(x))
     return jnp.exp(-friction * dt), spread * jax.random.normal(jax.random.fold_in(key, k), x.shape, x.dtype)
 
 

@@ -531,6 +531,32 @@ def test_derivatives_of_every_observable_through_a_trajectory(make):
     assert np.count_nonzero(difference) >= 5
 
 
+@pytest.mark.parametrize(("kT", "friction"), [(0.0, 1.0), (0.7, 0.0)])
+def test_without_noise_derivatives_in_masses_and_time_steps_are_finite(kT, friction):
+    """The noise has a square root of kT and of the friction, whose slope at 0 is infinite."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
+
+    def energy(x):
+        return jnp.sum(x**2)
+
+    def ends(scale):
+        masses, dt = jnp.full(3, 2.0 * scale**3), 0.05 * scale
+        newton = md.velocity_verlet(energy, dt, masses=masses)
+        states = [(newton, newton.init(KEY, x, kT=kT))]
+        for make in [md.langevin, md.langevin_middle] + ([md.brownian] if friction else []):
+            integrator = make(energy, dt, kT, friction, masses=masses)
+            states.append((integrator, integrator.init(KEY, x, 0.3 * x)))
+        found = [integrator.step(integrator.step(state)[0])[0].positions for integrator, state in states]
+        known = {"steps": 2, "masses": masses, "kT": kT, "friction": friction, "key": KEY}
+        found.append(md.reversible_trajectory(energy, x, 0.3 * x, dt=dt, **known)[0])
+        return jnp.stack([jnp.sum(jnp.sin(x)) for x in found])
+
+    of, h = jax.jit(ends), 1e-5
+    difference = (of(1.0 + h) - of(1.0 - h)) / (2 * h)
+    np.testing.assert_allclose(jax.jit(jax.jacrev(ends))(1.0), difference, rtol=1e-7)
+    assert np.all(np.abs(difference) > 1e-4)
+
+
 @pytest.mark.parametrize("levels", [1, 3, 5])
 def test_every_depth_of_recomputation_gives_the_same_derivative(levels):
     assert jax.jit(partial(final_distance, levels=levels))(1.0) == pytest.approx(float(final_distance(1.0)), rel=1e-12)
