@@ -6,6 +6,7 @@ included, so that equal States have equal futures; what is only looked at is in 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -232,7 +233,37 @@ def scalar(energy):
 def bound(energy: Callable, box, neighbors) -> Callable:
     """The energy as a function of positions alone: ``box`` and ``neighbors`` are passed on where there are any."""
     extra = {k: v for k, v in (("box", box), ("neighbors", neighbors)) if v is not None}
-    return lambda x: energy(x, **extra)
+
+    def of(x):
+        try:
+            return energy(x, **extra)
+        except TypeError as error:
+            _check_call(energy, extra, error)
+            raise
+
+    return of
+
+
+def _check_call(energy, extra, error: TypeError) -> None:
+    """Say how an energy is called, where that is what was wrong.
+
+    Raises
+    ------
+    InputError
+        ``energy`` is no function, or does not take these arguments.
+    """
+    if not callable(energy):
+        raise InputError(f"the energy must be a function of positions, not a {type(energy).__name__}") from error
+    call = ", ".join(["positions", *(f"{name}={name}" for name in extra)])
+    try:
+        inspect.signature(energy).bind(None, **extra)
+    except TypeError as found:
+        raise InputError(
+            f"the energy cannot be called as energy({call}): {found}. Bind parameters before, as in "
+            "functools.partial(energy, parameters); box and neighbors are passed on if init was given them"
+        ) from error
+    except ValueError:  # a function without a signature
+        return
 
 
 def mixed_precision(energy: Callable, dtype="float32") -> Callable:
@@ -259,14 +290,23 @@ def molecules(groups, masses, x):
     """Number of molecules, and the function that gives each particle the mean of its molecule, weighted by mass.
 
     ``groups`` (n,) is the molecule of each particle, from 0; None: every particle by itself.
+
+    Raises
+    ------
+    InputError
+        Groups that are not (n,) integers 0, 1, 2, ..., or masses of another shape.
     """
     n = x.shape[0]
     if groups is None:
         return n, lambda v: v
-    of, m = np.asarray(groups), jnp.broadcast_to(jnp.asarray(masses, x.dtype), (n,))[:, None]
+    of, m = np.asarray(groups), jnp.asarray(masses, x.dtype)
     if of.shape != (n,) or not np.issubdtype(of.dtype, np.integer):
         raise InputError(f"groups must be the molecule of each particle, ({n},) integers, got {of.dtype} {of.shape}")
-    count = int(of.max()) + 1
+    if not np.array_equal(np.unique(of), np.arange(of.max() + 1)):  # their number weighs the volume
+        raise InputError("groups must number the molecules 0, 1, 2, ... without a gap")
+    if m.shape not in ((), (n,)):
+        raise InputError(f"masses must be a number or have shape ({n},), got {m.shape}")
+    count, m = int(of.max()) + 1, jnp.broadcast_to(m, (n,))[:, None]
     total = jnp.zeros((count, 1), x.dtype).at[of].add(m)
     return count, lambda v: (jnp.zeros((count, v.shape[1]), v.dtype).at[of].add(m * v) / total)[of]
 

@@ -46,6 +46,13 @@ def _check(or_zero: bool = False, **values) -> None:
             raise InputError(f"{name} must {'not be negative' if or_zero else 'be positive'}, got {value}")
 
 
+def _check_finite(**values) -> None:
+    """Refuse numbers that are known and not finite; they may be negative."""
+    for name, value in values.items():
+        if not isinstance(value, jax.core.Tracer) and not np.all(np.isfinite(value)):
+            raise InputError(f"{name} must be finite, got {value}")
+
+
 def velocity_verlet(energy: Callable, dt, **system) -> Integrator:
     """Newton's equations by velocity Verlet, with RATTLE for constraints: constant energy.
 
@@ -53,6 +60,7 @@ def velocity_verlet(energy: Callable, dt, **system) -> Integrator:
     total momentum); without it and without velocities the start is at rest. Source: W. C. Swope et al., J. Chem.
     Phys. 76, 637 (1982); H. C. Andersen, J. Comput. Phys. 52, 24 (1983).
     """
+    _check_finite(dt=dt)
     system = Particles(energy, **system)
 
     def init(key, positions, velocities=None, *, kT=None, box=None, neighbors=None):
@@ -296,9 +304,10 @@ def monte_carlo_barostat(
     """Any integrator with random changes of the volume, accepted by Metropolis' rule: constant pressure.
 
     Every ``frequency`` steps the box is scaled in all directions by a factor uniform in ln V, and with it the centres
-    of the molecules, whose shape stays. The largest change adapts itself to accept between a quarter and three
-    quarters, as in OpenMM's MonteCarloBarostat. Positions must be unwrapped within a molecule. The box is in the
-    State: ``init`` needs ``box``, the energy takes it.
+    of the molecules, whose shape stays. The largest change starts at 1 % of V and adapts itself, by 10 % after ten
+    attempts, to accept between a quarter and three quarters, as in OpenMM's MonteCarloBarostat: few particles, whose
+    volume varies much, need some 350 attempts until it fits. Positions must be unwrapped within a molecule. The box
+    is in the State: ``init`` needs ``box``, the energy takes it.
 
     Source: D. Frenkel and B. Smit, Understanding Molecular Simulation, section 5.4.2; with N molecules a trial is
     accepted with probability min(1, exp(-(dU + P dV - (N + 1) kT ln(V'/V))/kT)).
@@ -315,16 +324,20 @@ def monte_carlo_barostat(
     Raises
     ------
     InputError
-        Constraints between molecules, or without groups.
+        Constraints between molecules, or without groups; groups with gaps; a pressure that is not finite; no box.
     UnsupportedError
         An integrator that was given forces without an energy.
     """
     _check(kT=kT, frequency=frequency)
+    _check_finite(pressure=pressure)
+    if not isinstance(frequency, int | np.integer):
+        raise InputError(f"frequency is a whole number of steps, got {frequency!r}")
     _check_groups("monte_carlo_barostat", integrator.constraints, groups)
     if not integrator.has_energy:
         raise UnsupportedError("monte_carlo_barostat() needs an integrator with an energy, not with Forces")
 
     def init(key, positions, velocities=None, *, box, neighbors=None):
+        _check_has_box("monte_carlo_barostat", box)
         key, mine = jax.random.split(key)
         state = integrator.init(key, positions, velocities, box=box, neighbors=neighbors)
         size = jnp.asarray(0.01, state.positions.dtype)
@@ -394,11 +407,12 @@ def nose_hoover_npt(
     Raises
     ------
     InputError
-        Constraints between molecules, or without groups.
+        Constraints between molecules, or without groups; groups with gaps; a pressure that is not finite; no box.
     UnsupportedError
         With ``shift`` or ``Forces``: use monte_carlo_barostat().
     """
     _check(dt=dt, kT=kT, time=time, barostat_time=barostat_time, chain=chain)
+    _check_finite(pressure=pressure)
     system = Particles(energy, **system)
     if system.shift is not None or not system.has_energy:
         raise UnsupportedError("nose_hoover_npt() takes no shift and no Forces; use monte_carlo_barostat()")
@@ -414,6 +428,7 @@ def nose_hoover_npt(
         return value, -gradient, -virial
 
     def init(key, positions, velocities=None, *, box, neighbors=None):
+        _check_has_box("nose_hoover_npt", box)
         state = system.start(key, positions, velocities, kT, box, neighbors, drift_free=True)
         x = state.positions
         _, _, virial = strained(x, state.box, state.neighbors, molecules(groups, system.masses, x)[1])
@@ -474,6 +489,11 @@ def nose_hoover_npt(
         return state, system.info(state, dof, added)
 
     return Integrator(init, step, constraints=system.constraints)
+
+
+def _check_has_box(name: str, box) -> None:
+    if box is None:
+        raise InputError(f"{name}() changes the volume of a box: give init one, box=...")
 
 
 def _check_groups(name: str, constraints, groups) -> None:

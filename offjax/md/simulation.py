@@ -92,7 +92,8 @@ def simulate(
         (6e11 in double precision, 1.5e5 in single): the message has the step, the particle and, with ``by_term``, the
         terms that are not finite. Or there is no neighbour list, for the box has become too small.
     InputError
-        Intervals that do not fit together; no State, or one that is traced.
+        Intervals that do not fit together; no Integrator; no State, one that is traced or that the integrator cannot
+        step.
     """
     if not all(isinstance(number, int | np.integer) for number in (steps, start, every, checkpoint_every or 1)):
         raise InputError(f"simulate counts in whole steps, got {steps=}, {start=}, {every=}, {checkpoint_every=}")
@@ -134,9 +135,49 @@ def _block(integrator: Integrator, state: State, n):
         state, info = integrator.step(state)
         return state, info, jnp.where(_finite(state, integrator.has_energy), good, jnp.minimum(good, k))
 
-    shapes = jax.eval_shape(integrator.step, state)[1]
+    shapes = _stepped(integrator, state)
     empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.fori_loop(0, n, step, (state, empty, jnp.asarray(n)))
+
+
+def _stepped(integrator: Integrator, state: State):
+    """Shapes of the Info.
+
+    Raises
+    ------
+    InputError
+        Replicas without ``vmap``, or the State of another integrator.
+    """
+    try:
+        after, info = jax.eval_shape(integrator.step, state)
+        if _shapes(after) == _shapes(state):
+            return info
+        error = None
+    except jax.errors.JAXTypeError:  # of the user's energy: it uses numpy, float() or if
+        raise
+    except (TypeError, ValueError) as found:
+        error = found
+    if state.positions.ndim > 2:
+        raise InputError(
+            f"this State has replicas, positions {state.positions.shape}: give simulate an integrator whose step takes "
+            "them, integrator._replace(step=jax.vmap(integrator.step))"
+        ) from error
+    own = jax.eval_shape(lambda s: integrator.init(s.key, s.positions, s.velocities, **_environment(s)).extra, state)
+    if _shapes(own) != _shapes(state.extra):
+        raise InputError(
+            "this State is of another integrator, whose thermostat or barostat carries other numbers: start from "
+            "integrator.init(key, state.positions, state.velocities)"
+        ) from error
+    raise error or InputError("a step changes the shapes of the State")
+
+
+def _shapes(tree) -> list[tuple[int, ...]]:
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def _environment(state: State) -> dict[str, Any]:
+    """What the energy takes besides positions."""
+    return {name: v for name, v in (("box", state.box), ("neighbors", state.neighbors)) if v is not None}
 
 
 def _finite(state: State, has_energy: bool):
@@ -223,7 +264,7 @@ def _terms(by_term, state: State, before: State | None = None) -> str:
 
     Where positions have gone too far for the neighbour list, it has the energies of the State before.
     """
-    extra = {k: v for k, v in (("box", state.box), ("neighbors", state.neighbors)) if v is not None}
+    extra = _environment(state)
     evaluate = lambda x, extra: by_term(x, **extra)  # noqa: E731
     for _ in state.positions.shape[:-2]:
         evaluate = jax.vmap(evaluate)
@@ -231,6 +272,8 @@ def _terms(by_term, state: State, before: State | None = None) -> str:
         energies = {name: np.ravel(value) for name, value in evaluate(state.positions, extra).items()}
     except NeighborListError:
         return "" if before is None else f" (in the step before{_terms(by_term, before)})"
+    except Exception as error:  # the user's function: its error must not take the place of what it was to explain
+        return f"; by_term has an error of its own, {type(error).__name__}: {error}"
     bad = [name for name, values in energies.items() if not np.all(np.isfinite(values))]
     largest = {name: float(values[np.argmax(np.abs(values))]) for name, values in energies.items()}
     return f"; terms that are not finite: {', '.join(bad)}" if bad else f"; energies by term: {largest}"
@@ -241,11 +284,23 @@ def _check_start(integrator: Integrator, state: State, step: int, by_term) -> No
         raise InputError(
             "simulate runs outside jit, grad and vmap: inside use integrator.step in a loop, or md.advance"
         )
+    if not isinstance(integrator, Integrator):
+        raise InputError(f"simulate runs an Integrator, md.langevin(...) say, not a {type(integrator).__name__}")
     if not isinstance(state, State):
         raise InputError(f"simulate starts from a State, integrator.init(key, positions), not a {type(state).__name__}")
     if not bool(_finite(state, integrator.has_energy)):
         terms = "" if by_term is None else _terms(by_term, state)
-        raise SimulationError(f"step {step}, the start, is not finite: {_where(state)}{terms}")
+        raise SimulationError(f"step {step}, the start, is not finite: {_where(state)}{terms}{_reason(state)}")
+
+
+def _reason(state: State) -> str:
+    """What may be wrong where positions and velocities are well and forces are not."""
+    if not bool(_small(state.positions) & _small(state.velocities)):
+        return ""
+    if state.neighbors is not None and bool(jnp.any(state.neighbors.overflow)):
+        return ". The neighbour list overflows: make it with more headroom"
+    box = "" if state.box is None else ", a box shorter than twice the cutoff"
+    return f". Look for two particles at one place{box}, and for an energy without a derivative, as that of sqrt at 0"
 
 
 class _bar:

@@ -195,6 +195,31 @@ def test_the_barostat_scales_molecules_as_wholes():
         np.testing.assert_allclose(jnp.linalg.norm(state.positions[i] - state.positions[j]), 0.1, atol=1e-14)
 
 
+def test_molecules_that_are_not_numbered_from_0_without_a_gap_are_refused():
+    """Their number weighs the volume: molecules that are not there would press the box apart."""
+    x, box = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3))), jnp.full(3, 3.0)
+
+    def energy(x, box):
+        return jnp.sum(x**2) / md.volume(box)
+
+    def both(groups, masses=1.0):
+        langevin = md.langevin(energy, 0.01, 1.0, 1.0)
+        barostat = md.monte_carlo_barostat(langevin, energy, 1.0, 1.0, groups=groups, masses=masses, frequency=1)
+        return barostat, md.nose_hoover_npt(energy, 0.01, 1.0, 1.0, 1.0, 1.0, groups=groups, masses=masses)
+
+    for groups, masses, message in (
+        ([0, 0, 2, 2], 1.0, "without a gap"),
+        ([-1, -1, 0, 0], 1.0, "without a gap"),
+        ([0, 0, 1, 1], np.ones(3), "masses must"),
+    ):
+        for integrator in both(groups, masses):
+            with pytest.raises(InputError, match=message):
+                integrator.step(integrator.init(KEY, x, box=box))
+    for integrator in both([0, 0, 1, 1]):
+        with pytest.raises(InputError, match="give init one, box="):
+            integrator.init(KEY, x, box=None)
+
+
 def test_the_extended_system_conserves_its_energy_and_keeps_the_pressure():
     x, _ = argon()
     displacement = md.periodic().displacement

@@ -308,6 +308,10 @@ def test_a_wrong_energy_start_or_number_is_named():
         ("dt must be positive", lambda: md.langevin_middle(wells, -0.1, 1.0, 1.0)),
         ("time must be positive", lambda: md.nose_hoover(wells, 0.1, 1.0, 0.0)),
         ("frequency must be positive", lambda: md.monte_carlo_barostat(good, wells, 1.0, 1.0, frequency=0)),
+        ("whole number of steps", lambda: md.monte_carlo_barostat(good, wells, 1.0, 1.0, frequency=2.5)),
+        ("pressure must be finite", lambda: md.monte_carlo_barostat(good, wells, np.nan, 1.0)),
+        ("pressure must be finite", lambda: md.nose_hoover_npt(wells, 0.1, 1.0, np.nan, 1.0, 1.0)),
+        ("dt must be finite", lambda: md.velocity_verlet(wells, np.nan)),
     ):
         with pytest.raises(InputError, match=wrong):
             make()
@@ -317,6 +321,62 @@ def test_a_wrong_energy_start_or_number_is_named():
         jax.jit(lambda x: md.simulate(good, good.init(key, x), 10).state)(x)
     with pytest.raises(InputError, match="points in 2 dimensions"):
         md.periodic(np.ones(3)).displacement(x, x)
+
+
+def test_an_energy_that_cannot_be_called_is_told_how_it_is():
+    key, x, box = jax.random.key(0), jnp.ones((3, 2)), jnp.ones(2)
+    for message, energy, given in (
+        (r"energy\(positions, box=box\): got an unexpected keyword argument 'box'", wells, {"box": box}),
+        (r"energy\(positions\): missing a required argument: 'box'", lambda x, box: jnp.sum(x) / box[0], {}),
+        (r"missing a required argument: 'x'. Bind parameters before", lambda p, x: p * jnp.sum(x), {}),
+        ("a function of positions, not a float", 3.0, {}),
+    ):
+        with pytest.raises(InputError, match=message):
+            md.velocity_verlet(energy, 0.1).init(key, x, **given)
+    with pytest.raises(TypeError, match="mine"):  # errors inside are the user's own
+
+        def failing(x):
+            raise TypeError("mine")
+
+        md.velocity_verlet(failing, 0.1).init(key, x)
+
+
+def test_a_state_of_another_integrator_or_of_replicas_is_named():
+    key, x = jax.random.key(0), jnp.ones((3, 2))
+    verlet, langevin = md.velocity_verlet(wells, 0.1), md.langevin(wells, 0.1, 1.0, 1.0)
+    hoover, short = (md.nose_hoover(wells, 0.1, 1.0, 1.0, chain=n) for n in (5, 3))
+    for to, of in ((hoover, verlet), (langevin, verlet), (short, hoover), (langevin, hoover)):
+        with pytest.raises(InputError, match="State is of another integrator"):
+            md.simulate(to, of.init(key, x), 2)
+    replicas = jax.vmap(lambda key: verlet.init(key, x))(jax.random.split(key, 3))
+    with pytest.raises(InputError, match=r"replicas, positions \(3, 3, 2\): .*jax.vmap\(integrator.step\)"):
+        md.simulate(verlet, replicas, 2)
+    with pytest.raises(InputError, match="runs an Integrator, .* not a function"):
+        md.simulate(wells, verlet.init(key, x), 2)
+
+    def branching(x):
+        return jnp.sum(x) if jnp.sum(x) > 0 else 0.0
+
+    newton = md.velocity_verlet(branching, 0.1)
+    with pytest.raises(jax.errors.TracerBoolConversionError):
+        md.simulate(newton, newton.init(key, x), 2)
+
+
+def test_a_start_without_finite_forces_says_what_to_look_for():
+    key, box, x = jax.random.key(0), jnp.full(3, 3.0), jnp.asarray(np.array(list(np.ndindex(2, 2, 2))) * 1.4)
+    pair = md.pair_energy(md.smooth_cutoff(md.lennard_jones, 1.2, 1.6), md.periodic().displacement)
+    newton = md.velocity_verlet(pair, 0.01)
+    with pytest.raises(SimulationError, match="step 0.*forces of particle 0 .*two particles at one place, a box short"):
+        md.simulate(newton, jax.jit(newton.init)(key, x, box=box), 2)
+    wide, newton = jnp.full(3, 80.0), md.velocity_verlet(wells, 0.01)
+    listed = neighbor_list(jnp.asarray(np.array(list(np.ndindex(4, 4, 4))) * 20.0), wide, cutoff=1.6, skin=0.1)
+    rod = jnp.zeros((64, 3)).at[:, 0].set(0.01 * jnp.arange(64))
+    state = newton.init(key, rod)._replace(energy=jnp.nan, box=wide, neighbors=listed.update(rod, wide))
+    with pytest.raises(SimulationError, match="neighbour list overflows"):
+        md.simulate(newton, state, 2)
+    apart = md.velocity_verlet(lambda x: -jnp.sum(x**4), 0.1)
+    with pytest.raises(SimulationError, match=r"is not finite: .*by_term has an error of its own, TypeError"):
+        md.simulate(apart, apart.init(key, 9.0 + x), 50, by_term=lambda p, x: {"well": p * jnp.sum(x)})
 
 
 def test_forces_are_refused_where_an_energy_is_needed_and_an_array_is_no_energy():
