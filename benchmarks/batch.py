@@ -9,9 +9,16 @@ offjax.batch recommends), on as many CPU devices as there are cores unless told 
 energy + forces call of OpenMM a conformer: "call" is setPositions + getState, "read" also takes energy and forces out
 as NumPy arrays. The engines alternate; printed are medians of wall and of CPU time a conformer, and the medians
 of the paired ratios.
+
+    python benchmarks/batch.py --scaling
+
+measures instead what a second core brings to the loss gradient: one process on one core, a process on each of two cores
+at the same time (what the machine can give: they share nothing but its caches, memory and power), and one process with
+two devices. They take turns; printed are the medians, and the factors in conformers a second.
 """
 
 import argparse
+import multiprocessing
 import os
 import platform
 import statistics
@@ -30,7 +37,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--precision", choices=("float64", "float32"), default="float64")
     parser.add_argument("--devices", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--scaling", action="store_true")
     options = parser.parse_args()
+    if options.scaling:
+        scaling(options)
+        return
     jax.config.update("jax_num_cpu_devices", options.devices)
     jax.config.update("jax_enable_x64", options.precision == "float64")
     compiled: list[float] = []
@@ -169,6 +180,46 @@ def openmm_tasks(systems, positions, n_conformers):
         tasks[f"OpenMM {name}, call"] = task(contexts, False)
         tasks[f"OpenMM {name}, read"] = task(contexts, True)
     return tasks
+
+
+def scaling(options) -> None:
+    """The loss gradient on one core, on two cores in two processes, and on two devices of one process."""
+    spawned = multiprocessing.get_context("spawn")
+    workers = []
+    for cores in ([0], [1], [0, 1]):
+        ours, theirs = spawned.Pipe()
+        worker = spawned.Process(target=serve, args=(theirs, cores, options), daemon=True)
+        worker.start()
+        ours.recv()  # it has compiled
+        workers.append(ours)
+    ways = {"one core": workers[:1], "two processes": workers[:2], "two devices": workers[2:]}
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(options.repeats):
+        for name, chosen in ways.items():
+            for worker in chosen:
+                worker.send(None)
+            rates[name].append(sum(1.0 / worker.recv() for worker in chosen))
+    print(f"{processor()}, jax {jax.__version__}, {options.precision}: loss gradient")
+    for name, found in rates.items():
+        factor = statistics.median(a / b for a, b in zip(found, rates["one core"], strict=True))
+        print(f"{name:16s}{1e6 / statistics.median(found):8.2f} us a conformer, {factor:.2f} times one core")
+
+
+def serve(connection, cores, options) -> None:
+    """A worker of :func:`scaling`: seconds a conformer of ten loss gradients, whenever it is asked."""
+    os.sched_setaffinity(0, cores)
+    jax.config.update("jax_num_cpu_devices", len(cores))
+    jax.config.update("jax_enable_x64", options.precision == "float64")
+    systems, positions = molecules(options.molecules)
+    task = offjax_tasks(systems, positions, options.conformers, options.precision)["loss gradient"]
+    task()
+    connection.send(None)
+    while True:
+        connection.recv()
+        start = time.perf_counter()
+        for _ in range(10):
+            task()
+        connection.send((time.perf_counter() - start) / (10 * options.conformers * len(systems)))
 
 
 def processor() -> str:

@@ -43,7 +43,7 @@ def _direct(forces: bool, p, x, chunks: Chunks):
         return kernel.energies(p, tables, x, forces)
 
     energy, force = over_chunks(one, (p, x, chunks.tables), chunks)
-    energy = at(_everywhere(energy, chunks).reshape(-1), chunks.energy_row)
+    energy = _flat(energy, chunks.energy_row, chunks)
     if not forces:
         return energy, None
     return energy, _rows(force, chunks)
@@ -73,7 +73,20 @@ def from_lanes(packed, chunks: Chunks):
 
 def _rows(components, chunks: Chunks):
     """Flat rows (n_rows, 3) of three components (chunk, atom, lane)."""
-    return jnp.stack([at(_everywhere(c, chunks).reshape(-1), chunks.force_row) for c in components], axis=-1)
+    return jnp.stack([_flat(c, chunks.force_row, chunks) for c in components], axis=-1)
+
+
+def _flat(values, index, chunks: Chunks):
+    """values (chunk, ...) flattened and taken at index (n,). Of several devices each takes its share of the rows, which
+    what the user makes of them, as a loss, then keeps to.
+    """
+    if chunks.mesh is None:
+        return at(values.reshape(-1), index)
+    shares = NamedSharding(chunks.mesh, PartitionSpec(*chunks.mesh.axis_names))
+    n = len(index)
+    padded = jnp.pad(index, (0, -n % chunks.mesh.size))  # shares of equal size
+    rows = at(_everywhere(values, chunks).reshape(-1), jax.lax.with_sharding_constraint(padded, shares))
+    return jax.lax.with_sharding_constraint(rows, shares)[:n]
 
 
 def _everywhere(values, chunks: Chunks):
@@ -87,7 +100,7 @@ def _everywhere(values, chunks: Chunks):
 
 def components(rows, chunks: Chunks):
     """Flat rows (n_rows, 3) as three components (chunk, atom, lane); padding lanes get zero."""
-    return tuple(spread_rows(c, chunks.row_of) for c in rows.T)
+    return tuple(spread_rows(_everywhere(c, chunks), chunks.row_of) for c in rows.T)
 
 
 def to_lanes(rows, packed, chunks: Chunks):
@@ -140,7 +153,7 @@ def _pull(forces, moving, primals, cotangents):
     """Cotangents of parameters and positions of those (w, v) of energies and forces."""
     p, x, chunks = primals
     w, v = cotangents
-    w = spread_rows(w, chunks.conformer_of)
+    w = spread_rows(_everywhere(w, chunks), chunks.conformer_of)
     v = components(v, chunks) if forces else None
 
     def one(arguments):
