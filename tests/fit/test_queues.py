@@ -19,12 +19,20 @@ from offjax.fit.progress import Silent
 dask_jobqueue = pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
 
 
+def answer(*command):
+    """What a command prints; nothing where its server does not answer."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    except subprocess.TimeoutExpired:
+        return ""
+
+
 def partition():
     """A SLURM partition whose nodes take jobs; None where there is none."""
     if not all(map(shutil.which, ("sbatch", "squeue", "scancel", "sinfo"))):
         return None
-    found = subprocess.run(["sinfo", "-h", "-o", "%P %t"], capture_output=True, text=True, timeout=60)
-    ready = [name for name, state in map(str.split, found.stdout.splitlines()) if state in ("idle", "mix")]
+    found = answer("sinfo", "-h", "-o", "%P %t")
+    ready = [name for name, state in map(str.split, found.splitlines()) if state in ("idle", "mix")]
     return ready[0].rstrip("*") if ready else None
 
 
@@ -32,8 +40,7 @@ def queue():
     """A queue of PBS that takes jobs, if all its commands are there; None where there is none."""
     if not all(map(shutil.which, ("qsub", "qstat", "qdel"))):
         return None
-    found = subprocess.run(["qstat", "-Q", "-f"], capture_output=True, text=True, timeout=60)
-    blocks = [b for b in found.stdout.split("Queue:")[1:] if re.search("started = (True|yes)", b)]
+    blocks = [b for b in answer("qstat", "-Q", "-f").split("Queue:")[1:] if re.search("started = (True|yes)", b)]
     return blocks[0].split()[0] if blocks else None
 
 
