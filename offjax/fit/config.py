@@ -246,8 +246,12 @@ class Network(_Table):
     @pydantic.model_validator(mode="after")
     def _of_a_start(self):
         """A network that is read has its functions and sizes already."""
-        belongs = ("cutoff", "radial", "angular", "hidden", "output", "seed")
-        if self.start is not None and (given := [name for name in belongs if name in self.model_fields_set]):
+        defaults = {
+            name: type(self).model_fields[name].get_default(call_default_factory=True)
+            for name in ("cutoff", "radial", "angular", "hidden", "output", "seed")
+        }
+        given = [name for name, default in defaults.items() if getattr(self, name) != default]
+        if self.start is not None and given:
             raise ValueError(f"start is a network that has its own {', '.join(given)}: leave out the one or the other")
         return self
 

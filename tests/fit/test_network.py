@@ -164,6 +164,7 @@ def test_a_network_learns_what_is_missing(make, tmp_path):
     energies, _ = data.unpack(objective.parts(jnp.zeros(len(objective))))
     for molecule, u in zip(result.molecules, energies, strict=True):
         np.testing.assert_allclose(u - u.mean(), molecule.energies_fitted, atol=1e-9)
+    assert FitConfig.model_validate(more.model_dump(mode="json")) == more.model_copy(update={"source": None})
     run(FitConfig.load(path, {"optimizer.max_iterations": 20, "output.directory": "c"}))
     resumed = run(FitConfig.load(path, {"output.directory": "c"}), resume=True)
     for one, other in zip(jax.tree.leaves(result.network), jax.tree.leaves(resumed.network), strict=True):
