@@ -79,6 +79,7 @@ def finish(result, benchmark: bool) -> None:
     from offjax.cli.benchmark import show
     from offjax.fit import benchmark as benchmarks
     from offjax.fit import summary
+    from offjax.fit.result import NETWORK
     from offjax.fit.targets import QUANTITIES
 
     minima = None
@@ -106,7 +107,7 @@ def finish(result, benchmark: bool) -> None:
     if minima is not None:
         show(minima)
     tables.line(f"stopped: {result.stopped}, after {result.history[-1]['iteration']} iterations")
-    network = [] if result.network is None else ["network.npz"]
+    network = [] if result.network is None else [NETWORK]
     for name in ("fitted.offxml", *network, "parameters.csv", "log.jsonl"):
         if (result.directory / name).is_file():
             tables.line(f"written: {os.path.relpath(result.directory / name)}")

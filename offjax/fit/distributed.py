@@ -57,9 +57,7 @@ class Shard:
         c = self.config
         packed = targets.build(self.batch, self.records, self.weights, c.objective, c.relaxation)
         others = components.build(self.batch.systems, self.records, self.weights, c)
-        correction = None
-        if self.network is not None and c.network is not None:
-            correction = Correction.of(self.network, self.batch.systems, packed, c.network)
+        correction = Correction.of(self.network, self.batch.systems, packed, c.network)
         return FitObjective(packed, self.free, 0.0, components=others, network=correction)
 
 

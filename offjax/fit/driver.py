@@ -207,8 +207,6 @@ class Prepared:
 
     def correction(self, config: FitConfig) -> Correction | None:
         """What the network adds to all molecules, if there is one."""
-        if self.network is None or config.network is None:
-            return None
         return Correction.of(self.network, self.systems, self.targets, config.network)
 
     def unpack(self, parts) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -51,8 +51,12 @@ class Correction:
     size: int = field(metadata={"static": True})
 
     @classmethod
-    def of(cls, start: ElementNetwork, systems: Sequence[System], to: Targets, settings: config.Network) -> Correction:
-        """The correction of all conformers of some targets; ``systems`` are their molecules."""
+    def of(
+        cls, start: ElementNetwork | None, systems: Sequence[System], to: Targets, settings: config.Network | None
+    ) -> Correction | None:
+        """The correction of all conformers of some targets, if there is one; ``systems`` are their molecules."""
+        if start is None or settings is None:
+            return None
         species = [_species(start, system) for system in systems]
         size = max(map(len, species))
         return cls(start, _flat(species, to), jnp.asarray(settings.scale), jnp.asarray(settings.prior), size)

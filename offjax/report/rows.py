@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from offjax.fit import metrics, uncertainty
+from offjax.fit.result import NETWORK
 from offjax.fit.targets import CONFORMERS, QUANTITIES
 from offjax.interop.units import short
 
@@ -202,7 +203,7 @@ def provenance(result: FitResult) -> list[tuple[str, str]]:
         ("Data digest", p.get("data_digest")),
         ("Configuration", p.get("config")),
         ("Configuration digest", p.get("config_digest")),
-        ("Network", None if result.network is None else f"{result.network.n_weights} weights, in network.npz"),
+        ("Network", None if result.network is None else f"{result.network.n_weights} weights, in {NETWORK}"),
         ("Stopped", result.stopped),
     ]
     return [(key, str(text)) for key, text in found if text]
