@@ -114,10 +114,10 @@ def pair_energy(
     that of the pair.
 
     With ``neighbors``, a list of :func:`offjax.nonbonded.neighbors.neighbor_list`, the sum runs over the pairs within
-    the list's cutoff, in one to three dimensions; the box, if there is one, must be given in the call. Numbers, tables
-    and values of particles are cheap then; with matrices (n, n), and where ``potential`` closes over traced values,
-    derivatives take about four times as long. (Tables that are not known to be symmetric, for they are traced, take
-    both their elements: up to twice the time.)
+    the list's cutoff; the box, if there is one, must be given in the call. Numbers, tables and values of particles are
+    cheap then; with matrices (n, n), and where ``potential`` closes over traced values, derivatives take about four
+    times as long. (Tables that are not known to be symmetric, for they are traced, take both their elements: up to
+    twice the time.)
 
     The diagonal i = j is not part of the sum in any derivative: it is evaluated at the values of a neighbouring pair
     and thrown away, so it adds no NaN however the potential behaves at r = 0 and whatever stands on the diagonal

@@ -12,6 +12,7 @@ those of the gradients by plain differentiation of the same sum, which is correc
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
@@ -23,7 +24,18 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from offjax.devices import at_once, matmul, on_cpu
-from offjax.nonbonded.neighbors import CHUNK, IMAGES, LANES, ROW, NeighborList, image_numbers, shifts, slots
+from offjax.nonbonded.neighbors import (
+    CHUNK,
+    IMAGES,
+    LANES,
+    ROW,
+    NeighborList,
+    image_numbers,
+    image_offsets,
+    nearest_further,
+    shifts,
+    slots,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -35,8 +47,8 @@ Potential = Callable[[jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]], 
 def pair_energy(
     potential: Potential,
     neighbors: NeighborList,
-    positions: Float[Array, "atom 3"],
-    box: Float[Array, "3 3"] | None,
+    positions: Float[Array, "atom dimension"],
+    box: Float[Array, "dimension dimension"] | None,
     parameters: Sequence[Float[Array, " atom"]] = (),
     *,
     matrices: Sequence[Float[Array, "atom atom"]] = (),
@@ -143,7 +155,7 @@ _PLAIN_ROWS = 2**12
 
 
 class _Gradients(NamedTuple):
-    """dU/dx (atom, 3), dU/dparameters, each (atom,), and the strain derivative dU/d(strain) (3, 3) or None."""
+    """dU/dx (atom, d), dU/dparameters, each (atom,), and the strain derivative dU/d(strain) (d, d) or None."""
 
     positions: Array
     parameters: tuple[Array, ...]
@@ -181,7 +193,8 @@ def _gradients(potential, how, strained, x, h, parameters, neighbors):
     neighbors = _filled(neighbors, size * steps)
     data = _slot_data(x, h, parameters, neighbors)
     dtype = how.dtype(x)
-    n_sums = 4 + len(parameters) + (6 if strained else 0)
+    n_first, strains = 1 + x.shape[1], _strains(x.shape[1]) if strained else []
+    n_sums = n_first + len(parameters) + len(strains)
 
     def step(k, sums):
         row = _rows(k, size, data)
@@ -195,10 +208,16 @@ def _gradients(potential, how, strained, x, h, parameters, neighbors):
     by_atom = by_atom.at[neighbors.order].set(sums.reshape(-1, n_sums))[:-1]
     strain = None
     if strained:
-        xx, yy, zz, xy, xz, yz = 0.5 * jnp.sum(by_atom[:, -6:], axis=0)
-        strain = jnp.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz]).reshape(3, 3)
-    of_parameters = tuple(by_atom[:, 4 + k] for k in range(len(parameters)))
-    return 0.5 * jnp.sum(by_atom[:, 0]), _Gradients(by_atom[:, 1:4], of_parameters, strain)
+        virial = dict(zip(strains, 0.5 * jnp.sum(by_atom[:, -len(strains) :], axis=0), strict=True))
+        rows = range(x.shape[1])
+        strain = jnp.stack([virial[min(a, b), max(a, b)] for a in rows for b in rows]).reshape(h.shape)
+    of_parameters = tuple(by_atom[:, n_first + k] for k in range(len(parameters)))
+    return 0.5 * jnp.sum(by_atom[:, 0]), _Gradients(by_atom[:, 1:n_first], of_parameters, strain)
+
+
+def _strains(dimension: int) -> list[tuple[int, int]]:
+    """The independent elements of a symmetric tensor."""
+    return list(itertools.combinations_with_replacement(range(dimension), 2))
 
 
 @_gradients.defjvp
@@ -220,6 +239,7 @@ class _Rows(NamedTuple):
     mine: tuple[Array, ...]
     their_parameters: tuple[Array, ...]
     my_parameters: tuple[Array, ...]
+    box: Array | None
 
 
 def _slot_data(x, h, parameters, neighbors):
@@ -229,8 +249,8 @@ def _slot_data(x, h, parameters, neighbors):
     columns = [_at(v, filled) for v in (*x.T, *parameters)]
     images = None
     if h is not None and len(IMAGES) * columns[0].nbytes <= _IMAGES_IN_CACHE:
-        offsets = matmul(jnp.asarray(IMAGES, x.dtype), h)
-        images = [(offsets[:, k, None] + columns[k]).reshape(-1) for k in range(3)]
+        offsets = image_offsets(h)
+        images = [(offsets[:, k, None] + columns[k]).reshape(-1) for k in range(x.shape[1])]
     return images, columns, h, neighbors
 
 
@@ -256,6 +276,7 @@ def _filled(neighbors, n: int):
 
 def _rows(k, size, data) -> _Rows:
     images, columns, h, neighbors = data
+    dimension = neighbors.positions.shape[1]
     entries, mask, block = (
         jax.lax.dynamic_slice_in_dim(v, k * size, size) for v in (neighbors.entries, neighbors.mask, neighbors.block)
     )
@@ -263,13 +284,13 @@ def _rows(k, size, data) -> _Rows:
     if images is not None:  # one look-up finds coordinate and image together
         place = slot + image_numbers(entries) * len(neighbors.order)
         theirs = tuple(_at(c, place) for c in images)
-    elif h is not None:
-        theirs = tuple(_at(c, slot) + offset for c, offset in zip(columns[:3], shifts(entries, h), strict=True))
     else:
-        theirs = tuple(_at(c, slot) for c in columns[:3])
-    their_parameters = tuple(_at(c, slot) for c in columns[3:])
+        theirs = tuple(_at(c, slot) for c in columns[:dimension])
+        if h is not None:
+            theirs = tuple(t + offset for t, offset in zip(theirs, shifts(entries, h), strict=True))
+    their_parameters = tuple(_at(c, slot) for c in columns[dimension:])
     mine = tuple(_at(c.reshape(-1, LANES), block) for c in columns)
-    return _Rows(block, mask, theirs, mine[:3], their_parameters, mine[3:])
+    return _Rows(block, mask, theirs, mine[:dimension], their_parameters, mine[dimension:], h)
 
 
 def _lanes(value):
@@ -285,7 +306,8 @@ def _neighbors(value):
 def _geometry(row: _Rows, cutoff):
     """Difference vectors, squared distances (those that do not count replaced), and which count, (row, 8, 128)."""
     difference = [_neighbors(t) - _lanes(m) for t, m in zip(row.theirs, row.mine, strict=True)]
-    r2 = difference[0] ** 2 + difference[1] ** 2 + difference[2] ** 2
+    difference = nearest_further(difference, row.box)
+    r2 = sum(d**2 for d in difference)
     far = jnp.asarray(cutoff**2, r2.dtype)
     r2 = jnp.where(_masked(row.mask), far, jnp.minimum(r2, far))
     return difference, r2, r2 < far
@@ -302,7 +324,7 @@ def _row_sums(potential, cutoff, strained, row: _Rows, any_order):
     terms = [jnp.where(counts, u, 0.0), *(-slope * d for d in difference)]
     terms += [jnp.where(counts, g, 0.0) for g in of_parameters]
     if strained:
-        terms += [slope * difference[a] * difference[b] for a, b in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))]
+        terms += [slope * difference[a] * difference[b] for a, b in _strains(len(difference))]
     return jnp.stack(_sum_rows(terms, any_order), axis=-1)
 
 
@@ -384,7 +406,7 @@ def _plain_gradients(potential, how, strained, neighbors, x, h, parameters):
             return _plain_energy(potential, how, x, h, parameters, neighbors)
         return _plain_energy(potential, how, x + matmul(x, strain), h + matmul(h, strain), parameters, neighbors)
 
-    strain = jnp.zeros((3, 3), x.dtype) if strained else None
+    strain = jnp.zeros_like(h) if strained else None
     value, gradients = jax.value_and_grad(energy, argnums=(0, 1) if strain is None else (0, 1, 2))(
         x, parameters, strain
     )

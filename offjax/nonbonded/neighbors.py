@@ -6,7 +6,8 @@ tested against ``cutoff + skin``. What remains is a full list (i in j's and j in
 rows of 128 entries; one byte an entry marks the lanes (atoms of the block) that the entry does not interact with:
 excluded atoms, the atom itself, padding. An entry names the periodic image that it means, so that boxes little larger
 than twice the cutoff and triclinic boxes take no other path. Points of a plane or a line are points of space with
-z = 0, y = 0, in a box of sufficient height.
+z = 0, y = 0, in a box of sufficient height. In more than three dimensions blocks are cut in the first three; in the
+others the nearest image of each neighbour counts, and boxes are orthorhombic.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ class NeighborList:
     mask: UInt8[Array, "row 128"]
     block: Int[Array, " row"]
     n_rows: Int[Array, ""]
-    positions: Float[Array, "atom 3"]
-    box: Float[Array, "3 3"] | None
+    positions: Float[Array, "atom dimension"]
+    box: Float[Array, "dimension dimension"] | None
     exclusions: Int[Array, "atom excluded"]
     overflow: Bool[Array, ""]
     cutoff: float = field(metadata={"static": True})
@@ -170,11 +171,11 @@ def neighbor_list(
     Parameters
     ----------
     positions
-        (n_atoms, 3) or, in a plane or on a line, (n_atoms, 2) or (n_atoms, 1). Atoms outside the box are wrapped (in
-        the list, not in the caller's array).
+        (n_atoms, dimension), in any number of dimensions. Atoms outside the box are wrapped (in the list, not in the
+        caller's array).
     box
         None for open boundaries, the edge of a cube (square, line), (dimension,) edge lengths, or (dimension,
-        dimension) rows in reduced form (lower triangular).
+        dimension) rows in reduced form (lower triangular; in more than three dimensions, diagonal).
     cutoff, skin
         In the unit of the positions. Smaller skins make shorter lists and more rebuilds.
     exclusions
@@ -190,10 +191,9 @@ def neighbor_list(
         Positions that are not finite, or too many neighbours for ``capacity``.
     """
     x = jnp.asarray(positions)
-    if x.ndim != 2 or x.shape[1] not in (1, 2, 3) or not jnp.issubdtype(x.dtype, jnp.floating):
+    if x.ndim != 2 or x.shape[1] < 1 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise InputError(
-            f"a neighbour list needs floating-point positions (n_atoms, dimension), dimension 1, 2 or 3, got {x.dtype} "
-            f"{x.shape}; in more dimensions use the energy without a list"
+            f"a neighbour list needs floating-point positions (n_atoms, dimension), got {x.dtype} {x.shape}"
         )
     dimension = x.shape[1]
     x = _in_space(x)
@@ -221,7 +221,7 @@ def _in_space(x):
 
 
 def as_box(box, dtype, dimension, cutoff, skin):
-    """A box as (3, 3) rows, or None; in fewer dimensions with further edges so long that no image is near."""
+    """A box as rows, or None; in one or two dimensions with further edges so long that no image is near."""
     if box is None:
         return None
     h = jnp.asarray(box, dtype)
@@ -232,7 +232,7 @@ def as_box(box, dtype, dimension, cutoff, skin):
     if h.shape == (dimension, dimension) and dimension < 3:
         height = jnp.full(3, 2.0 * (cutoff + skin), dtype).at[:dimension].set(0.0)
         h = jnp.pad(h, ((0, 3 - dimension),) * 2) + jnp.diag(height)
-    if h.shape != (3, 3):
+    if h.shape != (max(dimension, 3),) * 2:
         raise InputError(
             f"the box of {dimension}-dimensional positions must be a number, or have shape ({dimension},) or "
             f"({dimension}, {dimension}), got {jnp.shape(box)}"
@@ -244,6 +244,8 @@ def check_box(box: np.ndarray, cutoff: float, skin: float) -> None:
     """Raises InputError unless the box is in reduced form and large enough."""
     if np.any(np.triu(box, 1) != 0) or np.any(np.diag(box) <= 0):
         raise InputError(f"the box must be in reduced form: lower triangular with a positive diagonal, got\n{box}")
+    if len(box) > 3 and np.any(np.tril(box, -1) != 0):
+        raise InputError(f"the box of a list in more than three dimensions must be orthorhombic, got\n{box}")
     if not np.all(2 * cutoff <= np.diag(box) * (1 + TOLERANCE)):
         raise InputError(f"the cutoff {cutoff} is more than half of the smallest box edge {np.min(np.diag(box))}")
     if not cutoff + skin <= np.min(_heights(box)):
@@ -276,12 +278,23 @@ def image_numbers(entries):
     return entries >> 26
 
 
+def image_offsets(box):
+    """The offset (27, dimension) of each image, by number."""
+    return matmul(jnp.asarray(IMAGES, box.dtype), box[:3])
+
+
 def shifts(entries, box):
-    """The offset of each entry's image, three arrays x, y, z."""
-    image = image_numbers(entries)
-    # image numbers count cell offsets 0, -1, 1 of c fastest: see IMAGES
-    table = matmul(jnp.asarray(IMAGES, box.dtype), box)
-    return tuple(table[:, k].at[image].get(mode="promise_in_bounds") for k in range(3))
+    """The offset of each entry's image, an array for each dimension."""
+    image, table = image_numbers(entries), image_offsets(box)
+    return tuple(table[:, k].at[image].get(mode="promise_in_bounds") for k in range(len(box)))
+
+
+def nearest_further(difference: list, box) -> list:
+    """The components of differences, moved to the nearest image along the fourth and further rows of the box."""
+    for k in range(3, len(difference) if box is not None else 0):
+        whole = jnp.round(difference[k] / box[k, k])
+        difference = [d - whole * box[k, c] for c, d in enumerate(difference)]
+    return difference
 
 
 # --- keeping a list current ---------------------------------------------------------------------------------------
@@ -306,8 +319,8 @@ def _reference(neighbors, h):
 
 
 def _times(rows, matrix):
-    """rows @ matrix, (n, 3) with (3, 3), written out: one loop with what stands around it, and no call of a library."""
-    return sum(rows[:, k : k + 1] * matrix[k] for k in range(3))
+    """rows @ matrix, few columns, written out: one loop with what stands around it, and no call of a library."""
+    return sum(rows[:, k : k + 1] * matrix[k] for k in range(len(matrix)))
 
 
 @jax.jit
@@ -317,7 +330,7 @@ def _stale(neighbors, x, h):
     if h is not None:
         displacement = x - _reference(neighbors, h)
         displacement -= _times(jnp.round(_times(displacement, jnp.linalg.inv(h))), h)
-        change = matmul(jnp.linalg.inv(h), neighbors.box) - jnp.eye(3, dtype=h.dtype)
+        change = matmul(jnp.linalg.inv(h), neighbors.box) - jnp.eye(len(h), dtype=h.dtype)
         grown = 1.0 + jnp.sqrt(jnp.sum(change**2))
     moved = jnp.sqrt(jnp.max(jnp.sum(displacement**2, axis=1), initial=0.0))
     reach = (neighbors.cutoff + neighbors.skin) * (1.0 + 0.5 * TOLERANCE)
@@ -375,6 +388,7 @@ def _build(old: NeighborList, x, h) -> NeighborList:
     if h is not None:
         edge = jnp.min(jnp.diag(h)) * (1.0 + TOLERANCE)
         overflow |= ~((2.0 * old.cutoff <= edge) & (old.cutoff + old.skin <= jnp.min(_heights(h)) * (1 + TOLERANCE)))
+        overflow |= (len(h) > 3) & jnp.any(jnp.tril(h, -1) != 0)
     return replace(
         old,
         order=tree.order,
@@ -403,12 +417,12 @@ def _tree(x, h) -> _Tree:
     ten times faster than floating-point keys with a payload. Quantization affects the shape of blocks only.
     """
     wrapped = x if h is None else x - matmul(jnp.floor(matmul(x, jnp.linalg.inv(h))), h)
-    n = len(x)
+    n, first = len(x), wrapped[:, :3]
     bits = max(LANES.bit_length() - 1, (n - 1).bit_length())
-    low = jnp.min(wrapped, axis=0)
-    edge = jnp.max(wrapped, axis=0) - low
+    low = jnp.min(first, axis=0)
+    edge = jnp.max(first, axis=0) - low
     levels = 2**_COORDINATE_BITS - 1  # the last level is for padding, which therefore stays behind all atoms
-    level = ((wrapped - low) / jnp.maximum(edge, jnp.finfo(x.dtype).tiny) * (levels - 1)).astype(jnp.int32)
+    level = ((first - low) / jnp.maximum(edge, jnp.finfo(x.dtype).tiny) * (levels - 1)).astype(jnp.int32)
     level = jnp.pad(jnp.clip(level, 0, levels - 1).T, ((0, 0), (0, 2**bits - n)), constant_values=levels)
     index = jnp.arange(2**bits, dtype=jnp.int32)
     while 2**bits > LANES:
@@ -450,7 +464,7 @@ def _near_blocks(tree, h, reach, size: Capacity):
 
 def _near_groups(tree, h, reach, capacity):
     """Entries (group + image) near each group, (group, capacity), -1 is none; and the largest number."""
-    low, high = _bounds(_padded(tree.x), LANES * SPLIT**2)
+    low, high = _bounds(_padded(tree.x[:, :3]), LANES * SPLIT**2)
     n = len(low)
     images = 1 if h is None else len(IMAGES)
     entry = (np.arange(images, dtype=np.int32)[:, None] * _BITS + np.arange(n, dtype=np.int32)).reshape(-1)
@@ -464,7 +478,7 @@ def _near_groups(tree, h, reach, capacity):
 
 def _near_children(tree, parents, size, h, reach, capacity):
     """Entries near each box of ``size`` slots, from those near the box that it is a part of; and the largest number."""
-    low, high = (v.reshape(-1, SPLIT, 3) for v in _bounds(_padded(tree.x), size))
+    low, high = (v.reshape(-1, SPLIT, 3) for v in _bounds(_padded(tree.x[:, :3]), size))
 
     def of_parent(arguments):
         entry, *first = arguments
@@ -479,27 +493,28 @@ def _near_children(tree, parents, size, h, reach, capacity):
 
 def _near_atoms(tree, blocks, h, reach, capacity):
     """Entries (slot + image) within reach of any atom of each block, from the blocks near it; and their numbers."""
-    columns = [tree.x[:, k].reshape(-1, LANES) for k in range(3)]
+    columns = [tree.x[:, k].reshape(-1, LANES) for k in range(tree.x.shape[1])]
 
     def of_block(arguments):
         entry, mine = arguments
         other = jnp.maximum(slots(entry), 0)
-        shift = _shifts(entry, h)
+        shift = _shifts(entry, h, len(columns))
         theirs = [c[other] + (s if h is None else s[:, None]) for c, s in zip(columns, shift, strict=True)]
         theirs = jax.lax.optimization_barrier(theirs)  # or XLA gathers once a lane
         near = False
         for lane in range(LANES):  # NaN (infinity - infinity in padding) is not near
-            near |= sum((t - mine[lane, k]) ** 2 for k, t in enumerate(theirs)) <= reach**2
+            difference = nearest_further([t - mine[lane, k] for k, t in enumerate(theirs)], h)
+            near |= sum(d**2 for d in difference) <= reach**2
         keep = (entry >= 0)[:, None] & near
         return jax.tree.map(lambda v: v[0], _compact(keep[None], _children(entry, LANES), capacity))
 
-    return mapped(of_block, (blocks, tree.x.reshape(-1, LANES, 3)), _TOGETHER)
+    return mapped(of_block, (blocks, tree.x.reshape(-1, LANES, len(columns))), _TOGETHER)
 
 
 def _padded(x):
     """Slots up to whole groups."""
     missing = -len(x) % (LANES * SPLIT**2)
-    return jnp.concatenate([x, jnp.full((missing, 3), jnp.inf, x.dtype)])
+    return jnp.pad(x, ((0, missing), (0, 0)), constant_values=jnp.inf)
 
 
 def _children(entries, n):
@@ -507,8 +522,8 @@ def _children(entries, n):
     return slots(entries)[:, None] * n + jnp.arange(n, dtype=jnp.int32) + (entries & ~(_BITS - 1))[:, None]
 
 
-def _shifts(entries, h):
-    return (0.0, 0.0, 0.0) if h is None else shifts(jnp.maximum(entries, 0), h)
+def _shifts(entries, h, dimension=3):
+    return (0.0,) * dimension if h is None else shifts(jnp.maximum(entries, 0), h)
 
 
 def _compact(keep, values, capacity):

@@ -267,20 +267,63 @@ def test_a_list_that_is_shorter_than_the_cutoff_of_the_potential_is_refused(rng)
     assert energy(x, box=box, neighbors=neighbor_list(x, box, cutoff=2.5, skin=0.3)) > 0
 
 
-@pytest.mark.parametrize("rows", [np.array(40.0), np.array([6.0, 7.0]), np.array([[6.0, 0.0], [1.5, 7.0]])])
-def test_lists_in_a_plane_or_on_a_line_need_no_other_coordinates(rng, rows):
+@pytest.mark.parametrize(
+    ("dimension", "rows"),
+    [
+        (1, 40.0),
+        (2, [6.0, 7.0]),
+        (2, [[6.0, 0.0], [1.5, 7.0]]),
+        (4, [3.0, 3.2, 3.4, 3.6]),
+        (4, np.diag([3.6, 3.0, 3.2, 3.4])),
+        (4, None),
+        (5, 3.1),
+    ],
+)
+def test_lists_in_any_number_of_dimensions_are_the_sum_over_all_pairs(rng, dimension, rows):
     from offjax.nonbonded.neighbors import neighbor_list
 
-    dimension = max(1, len(np.atleast_1d(rows)))
-    x = jnp.asarray(rng.uniform(size=(60, dimension)) * 6 ** (2 / dimension))
-    soft = pair_energy(soft_sphere, periodic().displacement)
+    space = free() if rows is None else periodic()
+    rows = None if rows is None else jnp.asarray(rows)
+    x = jnp.asarray(rng.uniform(-1, 2, size=(60, dimension)) * (40.0 if dimension == 1 else 3.0) ** (dimension != 2))
+    x = x * (2.0 if dimension == 2 else 0.5)
+    soft = pair_energy(soft_sphere, space.displacement)
     listed = neighbor_list(x, rows, cutoff=1.2, skin=0.3)
+    x = x + jnp.asarray(rng.uniform(-1, 1, size=x.shape)) * 0.1 / dimension**0.5
+    v = jnp.asarray(rng.normal(size=x.shape))
 
-    @jax.jit
-    def derivatives(x, box, neighbors):
-        return jax.value_and_grad(lambda x, box: soft(x, box=box, neighbors=neighbors, sigma=1.2), (0, 1))(x, box)
+    def of(neighbors):
+        def energy(x, box):
+            return soft(x, neighbors=neighbors, sigma=1.2, **({} if box is None else {"box": box}))
 
-    dense, lists = derivatives(x, rows, None), derivatives(x, rows, listed)
-    assert lists[1][0].shape == (60, dimension) and dense[0] > 1
+        arguments = 0 if rows is None else (0, 1)
+        first = jax.value_and_grad(energy, arguments)(x, rows)
+        if dimension != 4:
+            return first, ()
+        return first, jax.grad(lambda x, box: jnp.sum(jax.grad(energy)(x, box) * v), arguments)(x, rows)
+
+    dense, lists = jax.jit(lambda: of(None))(), jax.jit(lambda: of(listed))()
+    assert dense[0][0] > 0.1 and not listed.unusable(x, rows)
     for a, b in zip(jax.tree.leaves(dense), jax.tree.leaves(lists), strict=True):
+        assert a.shape == b.shape
         np.testing.assert_allclose(b, a, atol=1e-11)
+
+
+def test_a_list_in_four_dimensions_follows_the_particles_and_holds_no_distant_pairs(rng):
+    from offjax.nonbonded.neighbors import LANES, neighbor_list
+
+    x, box = jnp.asarray(rng.uniform(size=(300, 4)) * 4.0), jnp.full(4, 4.0)
+    listed = neighbor_list(x, box, cutoff=0.5, skin=0.1)
+    in_three = neighbor_list(x[:, :3], box[:3], cutoff=0.5, skin=0.1)
+    entries, entries_in_three = (int(jnp.sum(v.mask != 2**LANES - 1)) for v in (listed, in_three))
+    assert entries < 0.6 * entries_in_three
+    moved = x + jnp.asarray(rng.normal(size=x.shape)) * jnp.array([0.0, 0.0, 0.0, 2.0])
+    assert listed.stale(moved, box) and not listed.stale(x + jnp.array([0.0, 0.0, 0.0, 8.0]), box)
+    soft = pair_energy(soft_sphere, periodic().displacement)
+    again = jax.jit(lambda x: soft(x, box=box, neighbors=listed.update(x, box), sigma=0.5))(moved)
+    assert again > 0
+    np.testing.assert_allclose(again, soft(moved, box=box, sigma=0.5), rtol=1e-12)
+    with pytest.raises(InputError, match="orthorhombic"):
+        neighbor_list(x, jnp.diag(box).at[3, 0].set(0.5), cutoff=0.5, skin=0.1)
+    with pytest.raises(InputError, match="half"):
+        neighbor_list(x, box.at[3].set(0.9), cutoff=0.5, skin=0.1)
+    assert jax.jit(listed.update)(moved, jnp.diag(box).at[3, 0].set(0.5)).overflow
