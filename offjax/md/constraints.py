@@ -8,7 +8,7 @@ other, so all are solved side by side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -26,16 +26,21 @@ NEWTON_STEPS = 8
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class _Clusters:
-    """Clusters of one size: particles (cluster, particle), constrained local pairs, lengths (cluster, pair)."""
+    """Clusters of one size: particles (cluster, particle), constrained local pairs, lengths and numbers (cluster, pair)
+    of the constraints.
+    """
 
     particles: Array
     pairs: Array
     lengths: Array
     used: Array
+    numbers: Array
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["triangles", "triangle_lengths", "clusters"], meta_fields=["count"]
+    jax.tree_util.register_dataclass,
+    data_fields=["triangles", "triangle_lengths", "triangle_numbers", "clusters"],
+    meta_fields=["count"],
 )
 @dataclass(frozen=True, eq=False)
 class Constraints:
@@ -43,8 +48,31 @@ class Constraints:
 
     triangles: Array
     triangle_lengths: Array
+    triangle_numbers: Array
     clusters: tuple[_Clusters, ...]
     count: int
+
+    def with_lengths(self, lengths: Float[Array, " constraint"]) -> Constraints:
+        """The same constraints at other lengths, in the order of the pairs: traced ones have derivatives.
+
+        The particles must be brought there: ``positions(x, x, masses)``. The two equal sides of a rigid triangle both
+        take the mean of their two lengths.
+
+        Raises
+        ------
+        InputError
+            Not one length for each constraint, or lengths that are known and not positive.
+        """
+        lengths = jnp.asarray(lengths)
+        if lengths.shape != (self.count,):
+            raise InputError(f"with_lengths needs one length for each of {self.count} constraints, got {lengths.shape}")
+        if not isinstance(lengths, jax.core.Tracer) and not np.all(np.asarray(lengths) > 0):
+            raise InputError("constraints need positive lengths")
+        return replace(
+            self,
+            triangle_lengths=lengths[self.triangle_numbers],
+            clusters=tuple(replace(c, lengths=jnp.where(c.used, lengths[c.numbers], 1.0)) for c in self.clusters),
+        )
 
     def within(self, groups) -> bool:
         """Whether all constraints join particles of one group; ``groups`` (n,)."""
@@ -109,13 +137,19 @@ def distance_constraints(pairs, lengths, masses=None) -> Constraints:
 
     With ``masses`` (particle,) the rigid triangles of water's kind (two equal sides, two equal masses, three
     dimensions) are solved analytically. A System's pairs are ``system.terms["Constraints"].atoms``, and its lengths
-    ``system.slots(p)["Constraints"]["distance"][system.terms["Constraints"].slot]``.
+    ``system.slots(p)["Constraints"]["distance"][system.terms["Constraints"].slot]``. For derivatives in the lengths see
+    :meth:`Constraints.with_lengths`.
 
     Raises
     ------
     InputError
-        A pair that occurs twice or joins a particle with itself, or lengths that are not positive.
+        A pair that occurs twice or joins a particle with itself, or lengths that are not positive, or traced.
     """
+    if isinstance(lengths, jax.core.Tracer):
+        raise InputError(
+            "which triangles are rigid water follows from the lengths, which must be known: make the constraints outside "
+            "jit and grad, and take constraints.with_lengths(lengths) inside"
+        )
     pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
     lengths = np.broadcast_to(np.asarray(lengths, dtype=float), pairs.shape[:1])
     ordered = np.sort(pairs, axis=1)
@@ -124,32 +158,36 @@ def distance_constraints(pairs, lengths, masses=None) -> Constraints:
     if np.any(pairs < 0) or not np.all(lengths > 0):
         raise InputError("constraints need particle numbers from 0 and positive lengths")
     triangles: list[list[int]] = []
-    triangle_lengths: list[tuple[float, ...]] = []
+    triangle_numbers: list[list[int]] = []
     groups: dict[tuple[int, int], list] = {}
     for atoms, members in _connected(ordered):
         water = None if masses is None else _water(atoms, members, ordered, lengths, masses)
         if water is not None:
             triangles.append(water[0])
-            triangle_lengths.append(water[1])
+            triangle_numbers.append(water[1])
         else:
             groups.setdefault((_padded(len(atoms)), _padded(len(members))), []).append((atoms, members))
+    numbers = np.array(triangle_numbers, dtype=np.int32).reshape(-1, 3)
     return Constraints(
         np.array(triangles, dtype=np.int32).reshape(-1, 3),
-        np.array(triangle_lengths).reshape(-1, 3),
+        lengths[numbers],
+        numbers,
         tuple(_group(size, found, ordered, lengths) for size, found in sorted(groups.items())),
         len(pairs),
     )
 
 
 def _water(atoms, members, pairs, lengths, masses):
-    """(apex, base, base) and the lengths of an isosceles triangle with equal masses at the base, or None."""
+    """(apex, base, base) of an isosceles triangle with equal masses at the base and the numbers of its constraints, or
+    None.
+    """
     if len(atoms) != 3 or len(members) != 3:
         return None
-    by_pair = {tuple(pairs[m]): float(lengths[m]) for m in members}
+    by_pair = {tuple(pairs[m]): m for m in members}
     for apex in atoms:
         i, j = (a for a in atoms if a != apex)
-        sides = tuple(by_pair[tuple(sorted(p))] for p in ((apex, i), (apex, j), (i, j)))
-        if np.isclose(sides[0], sides[1], rtol=1e-10) and masses[i] == masses[j]:
+        sides = [by_pair[tuple(sorted(p))] for p in ((apex, i), (apex, j), (i, j))]
+        if np.isclose(*lengths[[sides[0], sides[1]]], rtol=1e-10) and masses[i] == masses[j]:
             return [apex, i, j], sides
     return None
 
@@ -183,14 +221,15 @@ def _group(size, found, pairs, lengths) -> _Clusters:
     local = np.zeros((len(found), n_pairs, 2), np.int32)
     length = np.ones((len(found), n_pairs))
     used = np.zeros((len(found), n_pairs), bool)
+    numbers = np.zeros((len(found), n_pairs), np.int32)
     for row, (atoms, members) in enumerate(found):
         where = {a: k for k, a in enumerate(atoms)}
         particles[row] = atoms + [atoms[0]] * (n_particles - len(atoms))
         for k, m in enumerate(members):
             local[row, k] = [where[a] for a in pairs[m]]
-            length[row, k], used[row, k] = lengths[m], True
+            length[row, k], used[row, k], numbers[row, k] = lengths[m], True, m
         local[row, len(members) :] = [0, 1]
-    return _Clusters(particles, local, length, used)
+    return _Clusters(particles, local, length, used, numbers)
 
 
 def _mine(group: _Clusters):
@@ -290,7 +329,7 @@ def _settle(moved, reference, masses, lengths):
 def _triangle(lengths, weights):
     """Coordinates of an isosceles triangle about its centre of mass: apex above, base parallel to x."""
     half = 0.5 * lengths[2]
-    height = jnp.sqrt(lengths[0] ** 2 - half**2)
+    height = jnp.sqrt((0.5 * (lengths[0] + lengths[1])) ** 2 - half**2)
     apex = height * (1.0 - weights[0])
     return jnp.stack(
         [jnp.stack([0.0 * half, apex]), jnp.stack([-half, apex - height]), jnp.stack([half, apex - height])]

@@ -116,3 +116,45 @@ def test_no_constraints_change_nothing(rng):
     x = jnp.asarray(rng.normal(size=(3, 3)))
     none = distance_constraints(np.zeros((0, 2)), np.zeros(0))
     assert np.array_equal(none.positions(x, x, 1.0), x) and none.deviation(x) == 0 and none.count == 0
+
+
+@pytest.mark.parametrize("with_masses", [True, False])
+def test_observables_have_derivatives_in_the_lengths(with_masses, rng):
+    x, pairs, lengths, masses = waters(2, rng)
+    pairs, lengths = np.concatenate([pairs, [[6, 7], [7, 8]]]), np.append(lengths, [0.11, 0.12])
+    x = jnp.concatenate([x, x[:1] + jnp.array([[0.3, 0, 0], [0.41, 0, 0], [0.45, 0.11, 0]])])
+    masses = np.append(masses, [12.0, 14.0, 16.0])
+    known = distance_constraints(pairs, lengths, masses if with_masses else None)
+    assert (len(known.triangles), len(known.clusters)) == ((2, 1) if with_masses else (0, 2))
+    m, charges = masses[:, None], jnp.asarray(rng.normal(size=len(x)))
+    v = jnp.asarray(rng.normal(size=x.shape)) / jnp.sqrt(m)
+
+    def energy(x):
+        return jnp.sum(charges[:, None] * x**2) + jnp.sum(jnp.sin(3.0 * x))
+
+    def observable(side, other, constraints=None):
+        every = jnp.asarray(lengths).at[jnp.array([0, 1, 3, 4])].set(side).at[-1].set(other)
+        rigid = known.with_lengths(every) if constraints is None else constraints(np.asarray(every))
+        verlet = md.velocity_verlet(energy, 0.02, masses=masses, constraints=rigid)
+        state = verlet.init(jax.random.key(0), rigid.positions(x, x, m), velocities=v)
+        return jnp.sum(jnp.cos(2.0 * md.advance(verlet, state, 30).positions))
+
+    of_lengths = jax.jit(jax.value_and_grad(observable, (0, 1)))
+    value, gradient = of_lengths(OH, 0.12)
+    anew = observable(OH, 0.12, lambda every: distance_constraints(pairs, every, masses if with_masses else None))
+    np.testing.assert_allclose(value, anew, rtol=1e-12)
+    for k, step in enumerate(np.eye(2) * 1e-7):
+        up, down = (of_lengths(OH + s * step[0], 0.12 + s * step[1])[0] for s in (1, -1))
+        np.testing.assert_allclose(gradient[k], (up - down) / 2e-7, rtol=1e-6)
+        assert abs(gradient[k]) > 1e-2
+
+
+def test_wrong_lengths_are_refused(rng):
+    _, pairs, lengths, masses = waters(1, rng)
+    known = distance_constraints(pairs, lengths, masses)
+    with pytest.raises(InputError, match="one length for each of 3"):
+        known.with_lengths(lengths[:2])
+    with pytest.raises(InputError, match="positive"):
+        known.with_lengths(-lengths)
+    with pytest.raises(InputError, match="with_lengths"):
+        jax.jit(lambda r: distance_constraints(pairs, r, masses).deviation(jnp.zeros((3, 3))))(lengths)
