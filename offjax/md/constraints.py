@@ -147,8 +147,8 @@ def distance_constraints(pairs, lengths, masses=None) -> Constraints:
     """
     if isinstance(lengths, jax.core.Tracer):
         raise InputError(
-            "which triangles are rigid water follows from the lengths, which must be known: make the constraints outside "
-            "jit and grad, and take constraints.with_lengths(lengths) inside"
+            "which triangles are rigid water follows from the lengths, which must be known: make the constraints "
+            "outside jit and grad, and take constraints.with_lengths(lengths) inside"
         )
     pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
     lengths = np.broadcast_to(np.asarray(lengths, dtype=float), pairs.shape[:1])
@@ -187,7 +187,7 @@ def _water(atoms, members, pairs, lengths, masses):
     for apex in atoms:
         i, j = (a for a in atoms if a != apex)
         sides = [by_pair[tuple(sorted(p))] for p in ((apex, i), (apex, j), (i, j))]
-        if np.isclose(*lengths[[sides[0], sides[1]]], rtol=1e-10) and masses[i] == masses[j]:
+        if np.isclose(lengths[sides[0]], lengths[sides[1]], rtol=1e-10) and masses[i] == masses[j]:
             return [apex, i, j], sides
     return None
 
