@@ -33,7 +33,7 @@ from offjax.fit.network import Correction
 from offjax.fit.objective import ComponentParts, FitObjective, Parts
 from offjax.fit.progress import Silent
 from offjax.fit.targets import components
-from offjax.interop.files import write_atomically
+from offjax.interop.files import owner, remove_abandoned, write_atomically
 from offjax.interop.records import Record
 from offjax.md.neural import ElementNetwork
 
@@ -277,8 +277,9 @@ def shared(config: FitConfig, prepared, progress: Silent | None = None) -> Itera
     cloudpickle = _required("cloudpickle", "distributed")
     cost = [r.n_conformers * r.positions.shape[1] ** 2 for r in prepared.records]
     shards = balanced(cost, config.workers.n_shards)
+    remove_abandoned(config.output.directory, "workers-")
     with (
-        tempfile.TemporaryDirectory(prefix="workers-", dir=config.output.directory) as folder,
+        tempfile.TemporaryDirectory(prefix=f"workers-{owner()}.", dir=config.output.directory) as folder,
         _client(config, Silent() if progress is None else progress) as (client, jobs),
     ):
         files = []

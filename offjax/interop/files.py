@@ -1,8 +1,17 @@
-"""Writing files so that a reader never finds half of one."""
+"""Writing files so that a reader never finds half of one.
+
+What is unfinished has a temporary name that ends in ``PID@HOST.random``, so that what a process left behind that was
+killed can be told from what another one is writing now.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
+import re
+import shutil
+import socket
 import tempfile
 import zlib
 from pathlib import Path
@@ -12,6 +21,8 @@ from offjax.errors import InputError
 
 def write_atomically(path, content: bytes) -> None:
     """Write a file under a temporary name in the same directory, then rename it: old or new content, never a part.
+
+    What earlier writers of the file left behind when they were killed is removed.
 
     Raises
     ------
@@ -23,9 +34,11 @@ def write_atomically(path, content: bytes) -> None:
         raise InputError(f"cannot write {path}: the directory {path.parent} does not exist; create it first")
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a directory")
+    remove_abandoned(path.parent, f".{path.name}.")
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
+        prefix = f".{path.name}.{owner()}."
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=prefix, suffix=".tmp", delete=False) as file:
             temporary = file.name
             file.write(content)
             file.flush()
@@ -38,8 +51,37 @@ def write_atomically(path, content: bytes) -> None:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def read_text(path: Path) -> tuple[str, str | None]:
+def owner() -> str:
+    """This process, as temporary names have it."""
+    return f"{os.getpid()}@{socket.gethostname()}"
+
+
+def remove_abandoned(directory: Path, prefix: str) -> None:
+    """Remove the files and folders ``{prefix}{owner}.random`` whose owners were on this machine and are gone."""
+    own = re.compile(rf"{re.escape(prefix)}(\d+)@{re.escape(socket.gethostname())}\.\w+(\.tmp)?")
+    for path in directory.glob(f"{glob.escape(prefix)}*"):
+        if (found := own.fullmatch(path.name)) and not _runs(int(found[1])):
+            with contextlib.suppress(OSError):  # another process may be removing it too
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process, or may be."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
+
+
+def read_text(path: Path, errors: str = "strict") -> tuple[str, str | None]:
     """The text of a file, that of a ``.gz`` unpacked; and what is wrong with one that is not whole, else None.
+
+    ``errors`` says what becomes of bytes that are no UTF-8, as in :meth:`bytes.decode`.
 
     Raises
     ------
@@ -55,7 +97,7 @@ def read_text(path: Path) -> tuple[str, str | None]:
         content, whole = _unpacked(path, content)
         wrong = None if whole else f"{path}: the gzip file is truncated; was it copied completely?"
     try:
-        return content.decode("utf-8-sig", "strict" if wrong is None else "ignore"), wrong
+        return content.decode("utf-8-sig", "ignore" if wrong and errors == "strict" else errors), wrong
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: cannot be read as text: {error}") from error
 

@@ -215,7 +215,7 @@ def _drive_point(angle: str, smiles: str | None):
             raise InputError("a scan of several dihedrals is not read")
         energy = float(entry["final_energies"][angle])
         frame = _molecule(label, entry["final_molecules"][angle], energy, None, smiles=smiles)
-        return frame._replace(name=str(entry.get("id") or frame.name), driven=((a, b, c, d),))
+        return frame._replace(level=_level(entry), name=str(entry.get("id") or frame.name), driven=((a, b, c, d),))
 
     return read
 
@@ -231,7 +231,8 @@ def _single(label: str, entry: dict, smiles: str | None) -> Frame:
         raise InputError("a QCSchema Molecule has no energy: give the AtomicResult or OptimizationResult of it")
     _check_success(entry)
     if "final_molecule" in entry or "optimization" in name:
-        return _molecule(label, entry["final_molecule"], float(entry["energies"][-1]), None, smiles=smiles)
+        frame = _molecule(label, entry["final_molecule"], float(entry["energies"][-1]), None, smiles=smiles)
+        return frame._replace(level=_level(entry))
     if entry["driver"] not in ("energy", "gradient", "hessian"):
         raise InputError(f"the driver {entry['driver']!r} is not read; energy, gradient and hessian are")
     gradient, hessian = None, None
@@ -249,7 +250,18 @@ def _single(label: str, entry: dict, smiles: str | None) -> Frame:
         gradient, energy = _table(entry["return_result"]), entry["properties"]["return_energy"]
     else:
         energy = entry["return_result"]
-    return _molecule(label, entry["molecule"], float(energy), gradient, hessian, smiles)
+    frame = _molecule(label, entry["molecule"], float(energy), gradient, hessian, smiles)
+    return frame._replace(level=_level(entry))
+
+
+def _level(entry: dict) -> str | None:
+    """Method and basis of a calculation, if it says: an AtomicResult has them in ``model``, others in what they ran."""
+    places = [entry, *(entry.get(key) for key in ("input_specification", "optimization_spec", "specification"))]
+    for model in (place.get("model", place) for place in places if isinstance(place, dict)):
+        if isinstance(model, dict) and isinstance(model.get("method"), str):
+            basis = model.get("basis")
+            return model["method"].lower() + (f"/{basis.lower()}" if isinstance(basis, str) and basis else "")
+    return None
 
 
 def _molecule(

@@ -406,7 +406,8 @@ class Frame(NamedTuple):
     Frames of one ``name`` and ``smiles`` become the conformers of one Record; ``label`` names the frame in messages.
     ``numbers`` (atomic numbers) and ``bonds`` (pairs of atoms) are compared with the SMILES where the file has them.
     ``energy`` is None in files without; ``properties`` are those of PROPERTIES, of this geometry. ``charge`` (e) and
-    spin ``multiplicity`` of the calculation are compared with the SMILES too.
+    spin ``multiplicity`` of the calculation are compared with the SMILES too. ``level`` is its method and basis:
+    energies of two levels are not compared.
     """
 
     name: str
@@ -421,11 +422,13 @@ class Frame(NamedTuple):
     properties: dict[str, np.ndarray] = {}
     charge: float | None = None
     multiplicity: float | None = None
+    level: str | None = None
 
 
 def assemble(source: str, frames: Iterable[Frame | Problem], forces: bool) -> Iterator[Record | Problem]:
     """Records of checked frames: a frame that cannot be used is a Problem, its molecule keeps the others."""
     groups: dict[tuple[str, str], list[Frame]] = {}
+    levels: dict[str, str | None] = {}
     for frame in frames:
         if isinstance(frame, Problem):
             yield frame
@@ -452,6 +455,13 @@ def assemble(source: str, frames: Iterable[Frame | Problem], forces: bool) -> It
                     reason = f"it has {has}; most frames of this molecule have {most}"
                     yield Problem(source, frame.label, "rejected", reason, name)
             good = [frame for frame in good if _content(frame) == usual]
+            level = _usual([frame.level for frame in good])
+            for frame in good:
+                if frame.level not in (None, level):
+                    reason = f"computed with {frame.level}; most frames of this molecule with {level}"
+                    yield Problem(source, frame.label, "rejected", reason, name)
+            good = [frame for frame in good if frame.level in (None, level)]
+            levels[name] = level
             without = [frame.label for frame in good if frame.forces is None]
             complete = not without
             if 0 < len(without) < len(good):
@@ -469,6 +479,17 @@ def assemble(source: str, frames: Iterable[Frame | Problem], forces: bool) -> It
                 properties={key: np.stack([f.properties[key] for f in good]) for key in good[0].properties},
                 has_energies="energy" in usual,
             )
+    usual_level = _usual(list(levels.values()))
+    for name, level in levels.items():
+        if level not in (None, usual_level):
+            reason = f"computed with {level}; most molecules of the file with {usual_level}"
+            yield Problem(source, name, "outlier", reason, name)
+
+
+def _usual(levels: Sequence[str | None]) -> str | None:
+    """The most common of those that are known."""
+    counted = Counter(level for level in levels if level is not None).most_common(1)
+    return counted[0][0] if counted else None
 
 
 def _content(frame: Frame) -> frozenset[str]:

@@ -12,6 +12,7 @@ Each frame is the number of atoms, a line of ``key=value`` pairs and a line an a
 ``name``        optional; frames of one name and SMILES are conformers of one molecule
 ==============  ===========================================================================================
 
+A frame that cannot be read costs itself; reading goes on at the next number of atoms that a line of pairs follows.
 A frame that is periodic (``pbc`` with a T) is refused. Other keys and columns are not looked at. Source:
 https://ase-lib.org/ase/io/formatoptions.html#extxyz
 """
@@ -31,6 +32,9 @@ from offjax.interop.records import Frame, Problem, Record, assemble
 
 PAIR = re.compile(r"""([\w-]+)\s*=\s*("[^"]*"|'[^']*'|\{[^}]*\}|\S+)""")
 
+UNDECODED = re.compile("[\udc80-\udcff]")
+"""What Python makes of bytes that are no UTF-8 text."""
+
 
 def scan(path, *, forces: bool = True) -> Iterator[Record | Problem]:
     """The molecules of a file, and a Problem for each frame that cannot be used.
@@ -41,10 +45,13 @@ def scan(path, *, forces: bool = True) -> Iterator[Record | Problem]:
         No such file, or not text.
     """
     path = Path(path)
-    text, wrong = read_text(path)
+    text, wrong = read_text(path, errors="surrogateescape")  # damaged bytes then cost their frame only
     if wrong is not None:
         yield Problem(str(path), "what is missing", "rejected", wrong)
-    yield from assemble(str(path), _frames(path, text.splitlines()), forces)
+    lines = re.split(r"\r\n|\r|\n", text)
+    if UNDECODED.search(text) and _header(lines, 0, len(lines)) is None:
+        raise InputError(f"{path}: cannot be read as text: no UTF-8, and no frame in it")
+    yield from assemble(str(path), _frames(path, lines), forces)
 
 
 def _frames(path: Path, lines: list[str]) -> Iterator[Frame | Problem]:
@@ -53,23 +60,36 @@ def _frames(path: Path, lines: list[str]) -> Iterator[Frame | Problem]:
         if not lines[at].strip():
             at += 1
             continue
-        label = f"frame {number}"
-        n = int(lines[at]) if lines[at].strip().isdecimal() else 0
-        if n < 1:
-            reason = f"{path}, line {at + 1}: expected a number of atoms, found {lines[at].strip()[:40]!r}"
-            yield Problem(str(path), f"{label} and all that follow", "rejected", reason)
-            return
-        rows = lines[at + 2 : at + 2 + n]
+        n = _count(lines[at])
+        after = at + 2 + n if n else len(lines)
         try:
-            if len(rows) < n:
+            if n < 1:
+                raise InputError(f"expected a number of atoms, found {lines[at].strip()[:40]!r}")
+            if len(rows := lines[at + 2 : after]) < n:
                 raise InputError(f"the file ends after {len(rows)} of {n} atoms; was it copied completely?")
-            yield _frame(label, lines[at + 1], rows)
+            yield _frame(f"frame {number}", lines[at + 1], rows)
         except (InputError, ValueError) as error:
-            yield Problem(str(path), label, "rejected", f"{path}, {label} (line {at + 1}): {error}")
-        at, number = at + 2 + n, number + 1
+            following = _header(lines, at + 1, after)  # a line may be missing or too much, or the number wrong
+            label = f"frame {number}" + (" and all that follow" if not n and following is None else "")
+            yield Problem(str(path), label, "rejected", f"{path}, frame {number} (line {at + 1}): {error}")
+            after = after if following is None else following
+        at, number = after, number + 1
+
+
+def _count(line: str) -> int:
+    """The number of atoms in the first line of a frame; 0 for anything else."""
+    return int(line) if line.strip().isdecimal() else 0
+
+
+def _header(lines: list[str], start: int, stop: int) -> int | None:
+    """The first line from ``start`` on that looks like the beginning of a frame."""
+    last = min(stop, len(lines) - 1)
+    return next((i for i in range(start, last) if _count(lines[i]) and PAIR.search(lines[i + 1])), None)
 
 
 def _frame(label: str, comment: str, rows: list[str]) -> Frame:
+    if wrong := next((row for row in (comment, *rows) if UNDECODED.search(row)), None):
+        raise InputError(f"bytes that are no UTF-8 text, in {ascii(wrong.strip())[:80]}")
     keys = {k: v.strip("\"'") for k, v in PAIR.findall(comment)}
     if "T" in keys.get("pbc", "").upper().split():
         raise InputError(f"periodic (pbc = {keys['pbc']!r}): reference data are of molecules in vacuum")

@@ -502,6 +502,8 @@ def test_virtual_sites_carry_charges():
         target = MinimumGradients.of([one], [record], fit_config.MinimumGradients(scale=100.0))
         gradient = jax.grad(single, argnums=1)(p, jnp.asarray(x))
         assert float(target.evaluate(p).errors["gradient"][0]) == pytest.approx(np.mean(gradient**2))
+        rows = target.jacobian(p, target.evaluate(p), jnp.arange(3))  # of parameters as a System has them: NumPy
+        assert isinstance(p.to_vector(), np.ndarray) and rows.shape == (target.record.size, 3)
 
         # what a result stores, so that increments are not applied twice when it is read
         result = MoleculeResult("a", record.smiles, "", "train", one, *[np.zeros(0)] * 7)

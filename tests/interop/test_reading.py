@@ -343,6 +343,63 @@ def test_result_collections_name_the_molecules_of_records(frames, tmp_path):
         read(tmp_path / "records.json", molecule=str(tmp_path / "records.json"))
 
 
+def test_results_of_another_method_are_told_apart(tmp_path, frames):
+    def model(method, basis="def2-SVP"):
+        return {"model": {"method": method, "basis": basis}}
+
+    own = [result(x, e, f) | model("B3LYP") for x, e, f in zip(*frames, strict=True)]
+    own[1] |= model("b3lyp", "DEF2-svp")  # the same
+    own[2] |= model("mp2")
+    own[3] |= model("B3LYP", "def2-TZVP")
+    own[4].pop("model")  # it does not say
+    optimised = {
+        "schema_name": "qcschema_optimization_output",
+        "final_molecule": own[5]["molecule"],
+        "energies": [-115.0],
+    }
+    own[5] = optimised | {"input_specification": model("hf", None)}
+    x, e, f = (a[0] for a in frames)
+    others = [result(x, e, f, name=name) | model("mp2" if name == "c" else "b3lyp") for name in "abc"]
+    (tmp_path / "a.json").write_text(json.dumps([*own, *others]))
+    found = read(tmp_path / "a.json", forces=False, strict=False, check_units=False)
+    assert [record.n_conformers for record in found.records] == [5, 1, 1, 1]
+    reasons = {p.record: p.reason for p in found.problems if p.kind != "duplicate"}
+    assert reasons == {
+        "result 2": "computed with mp2/def2-svp; most frames of this molecule with b3lyp/def2-svp",
+        "result 3": "computed with b3lyp/def2-tzvp; most frames of this molecule with b3lyp/def2-svp",
+        "result 5": "computed with hf; most frames of this molecule with b3lyp/def2-svp",
+        "c": "computed with mp2/def2-svp; most molecules of the file with b3lyp/def2-svp",
+    }
+    assert {p.record for p in found.rejected} == {"result 2", "result 3", "result 5"}
+
+
+def test_a_damaged_frame_of_an_xyz_file_costs_itself(tmp_path, frames):
+    text = xyz(frames).encode()
+    lines = text.splitlines(keepends=True)
+    third = 2 * 8  # the first line of frame 2, of 8 lines each
+    damaged = {
+        "a byte that is no UTF-8 text": [*lines[: third + 3], b"C\xff" + lines[third + 3][2:], *lines[third + 4 :]],
+        "one in the line of pairs": [*lines[: third + 1], b"\xe9" + lines[third + 1], *lines[third + 2 :]],
+        "one in the number of atoms": [*lines[:third], b"\x96\n", *lines[third + 1 :]],
+        "another number, too large": [*lines[:third], b"26\n", *lines[third + 1 :]],
+        "larger than the file": [*lines[:third], b"666\n", *lines[third + 1 :]],
+        "no number": [*lines[:third], b"x\n", *lines[third + 1 :]],
+        "a line is missing": [*lines[: third + 3], *lines[third + 4 :]],
+        "no line of pairs": [*lines[: third + 1], *lines[third + 2 :]],
+    }
+    for what, content in damaged.items():
+        (tmp_path / "a.xyz").write_bytes(b"".join(content))
+        found = read(tmp_path / "a.xyz", strict=False)
+        [record] = found.records
+        assert record.n_conformers == 7, what
+        np.testing.assert_allclose(record.energies, np.delete(frames[1], 2), rtol=1e-13)
+        assert [p.record for p in found.rejected] == ["frame 2"], what
+        str(found.rejected[0]).encode()  # can be printed
+    (tmp_path / "b.xyz").write_bytes(b"".join([*lines[:third], b"4\n", *lines[third + 1 :]]))
+    found = read(tmp_path / "b.xyz", strict=False)  # too small: two atoms are left over
+    assert found.records[0].n_conformers == 7 and [p.record for p in found.rejected] == ["frame 3", "frame 2"]
+
+
 def test_what_is_left_of_cut_files_is_read(frames, tmp_path):
     text = json.dumps([result(*frame) for frame in zip(*frames, strict=True)])
     (tmp_path / "cut.json").write_text(text[: int(0.7 * len(text))])

@@ -82,6 +82,6 @@ class Component:
 
 def forward(function, p: ParameterSet, columns: Int[Array, " k"]) -> Float[Array, "j k"]:
     """The Jacobian of ``function(p) -> (j,)`` in some entries of ``p.to_vector()``, column by column."""
-    theta = p.to_vector()
+    theta = jnp.asarray(p.to_vector())
     _, linear = jax.linearize(lambda t: function(p.from_vector(theta.at[columns].set(t))), theta[columns])
     return jax.lax.map(linear, jnp.eye(len(columns), dtype=theta.dtype)).T
