@@ -129,7 +129,7 @@ class Parameters(_Table):
     scale: Width | None = Field(None, description="unit of the optimiser's variable; none: the prior's width")
     lower: float | None = Field(None, description="lower bound, file units")
     upper: float | None = Field(None, description="upper bound, file units")
-    allow_singular: bool = Field(False, description="also free entries whose derivative is one-sided, as epsilon = 0")
+    allow_singular: bool = Field(False, description="also free entries whose derivative is one-sided or infinite")
 
     @pydantic.model_validator(mode="after")
     def _consistent(self):

@@ -15,6 +15,7 @@ import numpy as np
 from offjax.errors import InputError
 from offjax.fit import ties
 from offjax.fit.config import FitConfig, Parameters
+from offjax.fit.targets.internal import STRAIGHT
 from offjax.fit.ties import TiedSelection, Ties
 from offjax.parameterize import forcefield
 from offjax.parameters import Label, ParameterSet, Selection
@@ -28,10 +29,13 @@ NON_NEGATIVE = {
     ("vdW", "epsilon"),
     ("vdW", "sigma"),
     ("vdW", "rmin_half"),
+    ("VirtualSites", "epsilon"),
+    ("VirtualSites", "sigma"),
+    ("VirtualSites", "rmin_half"),
 }
 """Entries with the physical lower bound 0; the upper bound of ``Angles/angle`` is pi."""
 
-LOGARITHMIC = {("Bonds", "k"), ("Angles", "k"), ("vdW", "epsilon")}
+LOGARITHMIC = {("Bonds", "k"), ("Angles", "k"), ("vdW", "epsilon"), ("VirtualSites", "epsilon")}
 """Entries that may have the transform log."""
 
 _WILDCARDS = frozenset("*?[")
@@ -118,6 +122,31 @@ def coverage(systems: Sequence[System], names: Sequence[str]) -> tuple[np.ndarra
     return instances, np.stack([*used.values()]).astype(np.int64).sum(axis=0)
 
 
+def about_straight_angles(systems: Sequence[System]) -> np.ndarray:
+    """Entries of the parameter vector that act on torsions about straight angles only, (n_parameters,) bool.
+
+    At a minimum with the straight angle such a torsion has no value: its energy jumps with the direction in which the
+    angle bends, and by 1 / sin(angle) the derivative of the minimum is infinite. Which angles are straight is what the
+    force field says.
+    """
+    size = systems[0].parameters.schema.size
+    bent, used = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
+    for system in systems:
+        if "Angles" not in system.terms or "ProperTorsions" not in system.terms:
+            continue
+        angles, torsions = system.terms["Angles"], system.terms["ProperTorsions"]
+        values = np.asarray(system.slots(system.parameters)["Angles"]["angle"])[angles.slot]
+        atoms = np.asarray(angles.atoms)[values > STRAIGHT]
+        known = {tuple(own) for own in atoms.tolist()} | {tuple(own[::-1]) for own in atoms.tolist()}
+        hit = [tuple(t[:3]) in known or tuple(t[1:]) in known for t in np.asarray(torsions.atoms).tolist()]
+        of = np.bincount(torsions.slot[~np.array(hit, dtype=bool)], minlength=torsions.n_slots) > 0
+        for matrix in system.assignment["ProperTorsions"].values():
+            nonzero = matrix.values != 0
+            used[matrix.columns[nonzero]] = True
+            bent[matrix.columns[nonzero & of[matrix.rows]]] = True
+    return used & ~bent
+
+
 def choose(config: FitConfig, training: Sequence[System], names: Sequence[str]) -> FreeParameters:
     """Apply the ``[[parameters]]`` blocks to the force field of the training Systems.
 
@@ -138,6 +167,7 @@ def choose(config: FitConfig, training: Sequence[System], names: Sequence[str]) 
     """
     parameters = training[0].parameters
     instances, molecules = coverage(training, names)
+    straight = about_straight_angles(training)
     start = np.asarray(parameters.to_vector())
     flat = parameters.schema.flat
     tagged = any(block.tagged for block in config.parameters)
@@ -171,6 +201,14 @@ def choose(config: FitConfig, training: Sequence[System], names: Sequence[str]) 
                         "derivative is one-sided: it is not fitted unless the block says allow_singular = true"
                     )
                 left_out[i] = LeftOut(label, "one-sided derivative (allow_singular = false)")
+            elif straight[i] and not block.allow_singular:
+                reason = "torsions about straight angles only, where the derivative of a minimum is infinite"
+                if _named(block, label):
+                    raise InputError(
+                        f"{where}.patterns: {label} acts on {reason}: it is not fitted unless the block says "
+                        "allow_singular = true"
+                    )
+                left_out[i] = LeftOut(label, f"{reason} (allow_singular = false)")
             elif i in tied.rows:
                 left_out[i] = LeftOut(label, "follows others by parameter_eval")
             elif instances[i] == 0:
@@ -210,7 +248,7 @@ def tying(config: FitConfig, parameters: ParameterSet, source: str) -> Ties:
 
 def singular(label: Label) -> bool:
     """Whether the energy has no two-sided derivative at the loaded value."""
-    if label.section == "vdW" and label.attribute in ("epsilon", "sigma", "rmin_half"):
+    if label.section in ("vdW", "VirtualSites") and label.attribute in ("epsilon", "sigma", "rmin_half"):
         return label.loaded == 0.0
     return (label.section, label.attribute) == ("Angles", "angle") and abs(label.loaded - math.pi) < 1e-6
 

@@ -141,6 +141,11 @@ class LevenbergMarquardt(eqx.Module):
                 stop = "the objective no longer falls"
             state = LMState(trial, fresh, gradient, hessian, step_size)
         else:
+            # smaller steps promise less still
+            change = trial - state.x
+            promised = -float(change @ (state.gradient + 0.5 * state.hessian @ change))
+            if 0 <= promised <= self.objective_tolerance * abs(float(state.value)):
+                stop = "the objective no longer falls"
             state = state._replace(step_size=step_size)
             if float(step_size) < SMALLEST_STEP or step == 0.0:
                 stop = "no smaller step lowers the objective"

@@ -40,6 +40,25 @@ def test_free_are_the_entries_that_training_molecules_use(systems):
     assert {item.reason for item in chosen.left_out} == {"no training molecule uses it"}
 
 
+def test_torsions_about_straight_angles_are_left_out():
+    """Their force goes with 1 / sin(angle): at a minimum with a straight angle its derivative in k is infinite."""
+    from openff.toolkit import Molecule
+
+    made = [Molecule.from_smiles(s) for s in ("CCC#N", "CC#CC")]
+    for m in made:
+        m.assign_partial_charges("gasteiger")
+    nitrile, alkyne = (offjax.System.from_smirnoff("openff-2.2.1.offxml", m, charge_from_molecules=[m]) for m in made)
+    block = {"path": "ProperTorsions/k", "prior": 0.5}
+    chosen = choose([nitrile.without_constraints(), alkyne.without_constraints()], block)
+    left = {item.label.id for item in chosen.left_out if "straight angles" in item.reason}
+    assert left == {"t165", "t166"}
+    assert {"t165", "t166"}.isdisjoint(label.id for label in chosen.selection.labels)
+    chosen = choose([nitrile], block | {"allow_singular": True})
+    assert "t166" in [label.id for label in chosen.selection.labels]
+    with pytest.raises(InputError, match=r"t166.* straight angles only.* allow_singular"):
+        choose([nitrile], block | {"patterns": ["t166"]})
+
+
 def test_thresholds_leave_entries_out_and_say_so(systems):
     chosen = choose(systems, {"path": "Bonds/k", "prior": "10%", "min_count": 2})
     assert [label.id for label in chosen.selection.labels] == ["b84"]

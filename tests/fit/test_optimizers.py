@@ -123,6 +123,21 @@ def test_says_why_it_stops(solver):
         assert info.stop == "the gradient vanishes"
 
 
+def test_levenberg_marquardt_ends_where_no_step_promises_enough():
+    """As of objectives of minima, which are known to within the tolerance of the minimisations."""
+    problem = Problem(linear, [-inf, -inf], [inf, inf])
+    exact = problem.value
+    problem.value = lambda x: exact(x) + 1e-9
+    solver = LevenbergMarquardt(1e-6, 0.0)
+    with jax.enable_x64(True):
+        least = jnp.linalg.lstsq(jnp.asarray(A), jnp.asarray(B + [0.0, 0.0, 0.3]))[0]
+        problem.residuals = lambda x: A @ x - B - jnp.array([0.0, 0.0, 0.3])
+        state = solver.init(problem, least + 1e-6)
+        after, info = solver.step(problem, state)
+    assert not info.accepted and info.stop == "the objective no longer falls"
+    np.testing.assert_array_equal(after.x, state.x)
+
+
 def test_levenberg_marquardt_rejects_a_step_into_nan():
     with jax.enable_x64(True):
         task = Problem(lambda x: jnp.log(x) + 2.0, [-inf], [inf])
