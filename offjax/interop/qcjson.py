@@ -57,7 +57,7 @@ def scan(path, *, forces: bool = True, collection: str | None = None) -> Iterato
         No such file, not JSON, or none of these layouts.
     """
     path = Path(path)
-    text, wrong = read_text(path)
+    text, wrong = read_text(path, errors="replace")  # a damaged byte in a text then costs its entry only
     try:
         content = json.loads(text)
     except ValueError as error:

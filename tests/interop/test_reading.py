@@ -400,6 +400,20 @@ def test_a_damaged_frame_of_an_xyz_file_costs_itself(tmp_path, frames):
     assert found.records[0].n_conformers == 7 and [p.record for p in found.rejected] == ["frame 3", "frame 2"]
 
 
+def test_a_byte_that_is_no_text_costs_its_json_entry(tmp_path, frames):
+    entries = [json.dumps(result(x, e, f)).encode() for x, e, f in zip(*frames, strict=True)]
+    entries[3] = entries[3].replace(b"[C:1]", b"[C:\xff]", 1)
+    (tmp_path / "a.json").write_bytes(b"[" + b", ".join(entries) + b"]")
+    found = read(tmp_path / "a.json", strict=False)
+    assert [record.n_conformers for record in found.records] == [7]
+    assert [p.record for p in found.rejected] == ["result 3"]
+    entries[5] = entries[5].replace(b"0.", b"\xff.", 1)  # a number: what follows cannot be read
+    (tmp_path / "a.json").write_bytes(b"[" + b", ".join(entries) + b"]")
+    found = read(tmp_path / "a.json", strict=False)
+    assert [record.n_conformers for record in found.records] == [4]
+    assert [p.record for p in found.rejected] == ["what follows 5 entries", "result 3"]
+
+
 def test_what_is_left_of_cut_files_is_read(frames, tmp_path):
     text = json.dumps([result(*frame) for frame in zip(*frames, strict=True)])
     (tmp_path / "cut.json").write_text(text[: int(0.7 * len(text))])
