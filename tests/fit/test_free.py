@@ -59,6 +59,19 @@ def test_torsions_about_straight_angles_are_left_out():
         choose([nitrile], block | {"patterns": ["t166"]})
 
 
+def test_sites_without_lennard_jones_sphere_get_none(systems):
+    from openff.toolkit import Molecule
+
+    acetonitrile = Molecule.from_smiles("CC#N")
+    acetonitrile.assign_partial_charges("gasteiger")
+    files = ["openff_unconstrained-2.2.1.offxml", "offjax-sites-1.0.offxml"]
+    system = offjax.System.from_smirnoff(files, acetonitrile, charge_from_molecules=[acetonitrile])
+    with pytest.raises(InputError, match="one-sided derivative"):
+        choose([system], {"path": "VirtualSites/epsilon", "prior": 0.1})
+    chosen = choose([system], {"path": "VirtualSites/epsilon", "prior": 0.1, "allow_singular": True})
+    assert chosen.lower.tolist() == [0.0]
+
+
 def test_thresholds_leave_entries_out_and_say_so(systems):
     chosen = choose(systems, {"path": "Bonds/k", "prior": "10%", "min_count": 2})
     assert [label.id for label in chosen.selection.labels] == ["b84"]
