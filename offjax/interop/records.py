@@ -25,6 +25,8 @@ BOND_RANGE = (0.6, 1.6)
 """Shortest and longest bond accepted, in sums of covalent radii."""
 ASYMMETRY = 1e-3
 """Largest difference of the two halves of a Hessian, relative to its largest element."""
+NEAREST, FARTHEST = 0.05, 2.0
+"""nm: an electrostatic potential is not given nearer to an atom, nor most of its points farther from all."""
 CONTACT = 1.15
 """Atoms that are not bonded and closer than this, in sums of covalent radii, have formed a bond."""
 SLIPS = {
@@ -355,6 +357,8 @@ def usable(molecule, record: Record, where: str, names: tuple[str, str, str]) ->
                 check_finite(values[c], f"{where}, {name}", c.start)
         for name, values in record.properties.items():
             check_finite(values[c], f"{where}, {name}", c.start)
+        part = {name: values[c] for name, values in record.properties.items()}
+        check_values(part, record.positions[c], where, c.start)
         check_bonds(molecule, record.positions[c], f"{where}, {names[0]}", c.start)
         check_contacts(molecule, record.positions[c], f"{where}, {names[0]}", c.start)
         check_stereo(molecule, record.positions[c], f"{where}, {names[0]}", c.start)
@@ -382,9 +386,7 @@ def usable(molecule, record: Record, where: str, names: tuple[str, str, str]) ->
 
 
 def check_properties(properties: dict[str, np.ndarray], n_atoms: int, where: str) -> None:
-    """Raise InputError unless the properties (each with a first axis of conformers) have the shapes of PROPERTIES, and
-    Hessians are symmetric.
-    """
+    """Raise InputError unless the properties (each with a first axis of conformers) have the shapes of PROPERTIES."""
     sizes = {"3": 3, "atoms": n_atoms, "3 atoms": 3 * n_atoms}
     for name, values in properties.items():
         for axis, length in zip(PROPERTIES[name], values.shape[1:], strict=False):
@@ -394,10 +396,30 @@ def check_properties(properties: dict[str, np.ndarray], n_atoms: int, where: str
     for one, other in (("frequencies", "modes"), ("grid", "potential"), ("potential", "grid")):
         if one in properties and other not in properties:
             raise InputError(f"{where}: {one} are there, but not {other}")
-    if (hessian := properties.get("hessian")) is not None:
-        difference = np.abs(hessian - np.swapaxes(hessian, 1, 2)).max(initial=0.0)
-        if difference > ASYMMETRY * np.abs(hessian).max(initial=0.0):
-            raise InputError(f"{where}, hessian: not symmetric, elements differ by {difference:.3g} kJ/mol/nm^2")
+
+
+def check_values(properties: dict[str, np.ndarray], positions: np.ndarray, where: str, first: int = 0) -> None:
+    """Raise InputError unless Hessians are symmetric, and grids and their weights serve (positions in nm).
+
+    ``first`` is the number of the first conformer.
+    """
+    for c, x in enumerate(positions):
+        own, here = {name: values[c] for name, values in properties.items()}, f"conformer {c + first}"
+        if (hessian := own.get("hessian")) is not None:
+            difference = np.abs(hessian - hessian.T).max(initial=0.0)
+            if difference > ASYMMETRY * np.abs(hessian).max(initial=0.0):
+                raise InputError(
+                    f"{where}, hessian of {here}: not symmetric, elements differ by {difference:.3g} kJ/mol/nm^2"
+                )
+        if (weights := own.get("grid_weights")) is not None and (np.any(weights < 0) or not np.any(weights > 0)):
+            raise InputError(f"{where}, grid weights of {here}: expected no negative ones, and one above zero")
+        if (grid := own.get("grid")) is not None and len(grid):
+            near = np.min(np.linalg.norm(grid[:, None] - x[None], axis=-1), axis=1)
+            if near.min() < NEAREST or np.median(near) > FARTHEST:
+                raise InputError(
+                    f"{where}, grid of {here}: points are {near.min():.3g} to {near.max():.3g} nm from the nearest "
+                    f"atom; expected {NEAREST:g} nm or more, and less than {FARTHEST:g} nm for most: is the unit right?"
+                )
 
 
 class Frame(NamedTuple):
@@ -526,6 +548,7 @@ def check_frame(molecule, frame: Frame, where: str, forces: bool) -> None:
     for name, values in each.items():
         check_finite(values, f"{where}, {name}")
     check_properties(each, len(elements), where)
+    check_values(each, frame.positions[None], where)
 
 
 def check_connectivity(molecule, bonds: Iterable[tuple[int, int]], where: str) -> None:

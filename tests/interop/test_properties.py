@@ -127,3 +127,36 @@ def test_forcebalance_vibrations(tmp_path):
     assert "copied completely" in read(path, molecule=WATER, strict=False).rejected[0].reason
     with pytest.raises(InputError, match="mapped SMILES"):
         read(path)
+
+
+def test_what_would_make_a_residual_senseless_costs_its_conformer(tmp_path):
+    x = np.stack([X, X + 0.01])
+    good = {
+        "conformations": (x, "nm"),
+        "dft_total_hessian": (np.stack([HESSIAN, HESSIAN]), "kJ/mol/nm^2"),
+        "esp_grid": (x + [[0.3, 0.0, 0.0]], "nm"),
+        "esp": (np.ones((2, 3)), "kJ/mol/e"),
+        "esp_weights": (np.ones((2, 3)), "dimensionless"),
+    }
+    cases = []
+    for name, index, value, words in (
+        ("dft_total_hessian", (1, 0, 5), 1e4, "hessian of conformer 1: not symmetric"),
+        ("esp_grid", (1, 2), x[1, 0], "grid of conformer 1: points are 0 to"),
+        ("esp_grid", (1,), x[1] + 3.0, "is the unit right"),
+        ("esp_weights", (1, 0), -1.0, "grid weights of conformer 1"),
+        ("esp_weights", (1,), 0.0, "grid weights of conformer 1"),
+    ):
+        values = np.array(good[name][0])
+        values[index] = value
+        cases.append(({name: (values, good[name][1])}, words))
+    for number, (change, words) in enumerate(cases):
+        path = tmp_path / f"{number}.h5"
+        with h5py.File(path, "w") as file:
+            group = file.create_group("water")
+            group.create_dataset("smiles", data=[WATER], dtype=h5py.string_dtype())
+            for name, (values, units) in (good | change).items():
+                group.create_dataset(name, data=values).attrs["units"] = units
+        found = read(path, forces=False, strict=False)
+        [record], [problem] = found.records, found.rejected
+        np.testing.assert_allclose(record.positions, x[:1], atol=1e-12)
+        assert problem.record == "water, conformer 1" and words in problem.reason
