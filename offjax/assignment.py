@@ -60,7 +60,7 @@ class AssignmentMatrix:
             return self.to_scipy() @ theta
         columns, values = self.table
         values = jnp.asarray(values, theta.dtype).reshape(values.shape + (1,) * (theta.ndim - 1))
-        return jnp.sum(values * theta[columns], axis=1)
+        return weighted_sums(values, theta, columns)
 
     def __call__(self, theta):
         """The slots A @ theta + b, shape (n_slots,)."""
@@ -111,6 +111,11 @@ class AssignmentMatrix:
 
     def __repr__(self) -> str:
         return f"AssignmentMatrix{self.shape} with {self.nnz} entries and {np.count_nonzero(self.offset)} offsets"
+
+
+def weighted_sums(weights, theta, columns):
+    """sum_w weights[i, w] * theta[columns[i, w]]; what has weight zero is left out, even if it is not a number."""
+    return jnp.sum(jnp.where(weights == 0.0, 0.0, weights * theta[columns]), axis=1)
 
 
 def _operand(x, n: int, what: str):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offjax import interactions, virtual_sites
+from offjax.assignment import weighted_sums
 from offjax.devices import matmul
 from offjax.errors import InputError, PrecisionError, UnsupportedError
 from offjax.interactions import METHODS, PERIODIC, Pairs, Particles, Treatment
@@ -307,7 +308,7 @@ class PotentialEnergy:
         leaves = [_cast(v, dtype) for v in jax.tree_util.tree_leaves(p)]
         theta = jnp.concatenate(leaves) if leaves else jnp.zeros(1, dtype)
         table = self.table
-        phi = jnp.sum(_cast(table.weights, dtype) * theta[table.columns], axis=1) + _cast(table.offset, dtype)
+        phi = weighted_sums(_cast(table.weights, dtype), theta, table.columns) + _cast(table.offset, dtype)
         slots: dict[str, dict[str, Array]] = {}
         for section, attribute, start, stop in self.static.layout:
             slots.setdefault(section, {})[attribute] = phi[start:stop]

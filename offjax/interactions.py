@@ -105,11 +105,12 @@ def components(
 
     ``x`` (n_particles, 3) nm; ``box`` (3, 3) nm, or None for methods that are not periodic; ``total`` sums an array.
     With ``neighbors``, the direct part is a sum over the list (``accumulate`` as there), in one pass over the pairs
-    under the name :data:`TOGETHER` if ``together``. With a box that is not reduced, or too small for the cutoff, every
-    periodic part is NaN.
+    under the name :data:`TOGETHER` if ``together``. With a box that is not reduced, or too small for the cutoff, and
+    with positions so far away that they have no digits left within the cutoff, every periodic part is NaN.
     """
     if treatment.periodic:
-        box = box * jnp.where(periodic.admissible(box, treatment.cutoff), 1.0, jnp.nan)
+        serves = periodic.admissible(box, treatment.cutoff) & periodic.resolved(x, treatment.cutoff)
+        box = box * jnp.where(serves, 1.0, jnp.nan)
     if neighbors is None:
         near = direct(treatment, particles, x, box, pairs.full)
     else:

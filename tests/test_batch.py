@@ -449,3 +449,17 @@ def test_batches_of_only_tiny_molecules(smiles):
     expected = [float(s.to_jax()(p, y)) for s, y in zip(systems, x, strict=True)]
     np.testing.assert_allclose(energies, expected, rtol=1e-9, atol=1e-9)
     assert forces.shape == (sum(map(len, x)), 3) and np.all(np.isfinite(forces))
+
+
+def test_a_parameter_that_is_not_a_number_spoils_only_molecules_that_use_it():
+    """Bonds/k of the row b1 is the first entry of the vector, with which tables are padded; neither molecule has it."""
+    smiles = ["CO", "c1ccccc1"]
+    systems = [samples.system(s) for s in smiles]
+    batch, p = offjax.SystemBatch.from_systems(systems), systems[0].parameters
+    conformers = batch.pack([samples.positions(s) for s in smiles])
+    k = p["Bonds"]["k"].copy()
+    k[0] = np.nan
+    spoiled = p.replace("Bonds", "k", k)
+    for values in batch.energies_and_forces(spoiled, conformers):
+        assert np.all(np.isfinite(values))
+    assert np.all(np.isfinite(batch.plain(conformers).energies(spoiled, conformers.positions)))

@@ -286,3 +286,15 @@ def test_cutoffs_may_be_quantities():
 
     energy = system("CCO").to_jax(nonbonded_method="CutoffNonPeriodic", cutoff=Quantity(8.0, "angstrom"))
     assert "CutoffNonPeriodic 0.8 nm" in repr(energy)
+
+
+def test_a_parameter_that_is_not_a_number_spoils_its_own_section_only():
+    s, x = system("C=O"), positions("C=O")
+    p = s.parameters
+    for section, attribute in (("Bonds", "k"), ("Angles", "angle")):
+        values = np.full_like(p[section][attribute], np.nan)
+        spoiled = jax.tree.map(jnp.asarray, p.replace(section, attribute, values))
+        energies = s.to_jax().by_term(spoiled, x)
+        assert [name for name, value in energies.items() if np.isnan(value)] == [section]
+        slots = [(a, b) for a, d in s.slots(spoiled).items() for b, v in d.items() if np.isnan(v).any()]
+        assert slots == [(section, attribute)]

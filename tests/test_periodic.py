@@ -141,3 +141,13 @@ def test_a_force_field_without_electrostatics_is_cut_off(tmp_path):
     value, slope = jax.jit(jax.value_and_grad(energy, 1))(system.parameters, x)
     assert value == pytest.approx(theirs, rel=1e-8)
     np.testing.assert_allclose(-slope, forces, rtol=0, atol=1e-9 * np.sqrt(np.mean(forces * forces)))
+
+
+@pytest.mark.parametrize("method", ["CutoffPeriodic", "PME"])
+@pytest.mark.parametrize("far", [1e17, 1e300])
+def test_positions_without_digits_within_the_cutoff_have_no_energy(method, far):
+    ions = [liquids.molecule("sodium"), liquids.molecule("chloride")]
+    system = offjax.System.from_smirnoff("openff-2.2.1.offxml", ions, box=np.diag([2.5] * 3))
+    energy = system.to_jax(nonbonded_method=method, cutoff=0.9)
+    assert np.isfinite(energy(system.parameters, np.array([[0.0, 0, 0], [1e6, 0.3, 0.2]])))
+    assert np.isnan(energy(system.parameters, np.array([[0.0, 0, 0], [far, 0.3, 0.2]])))

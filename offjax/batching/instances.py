@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from offjax.assignment import weighted_sums
 from offjax.energy import exceptions, pairs, separated_pairs
 from offjax.errors import InputError, UnsupportedError
 from offjax.nonbonded import PairList, molecule_pairs
@@ -43,7 +44,7 @@ class Affine(NamedTuple):
 
     def at(self, theta, dtype):
         """The values (n,) for the force-field vector ``theta``, which may be traced."""
-        linear = jnp.sum(jnp.asarray(self.weights, dtype) * theta[self.columns], axis=1)
+        linear = weighted_sums(jnp.asarray(self.weights, dtype), theta, self.columns)
         return linear + jnp.asarray(self.offset, dtype)
 
     @classmethod

@@ -47,3 +47,8 @@ def admissible(box: Box, cutoff: float) -> Bool[Array, ""]:
     """Whether :func:`minimum_image` is right up to the cutoff: lower triangular, diagonal at least twice the cutoff."""
     wide = jnp.min(jnp.diagonal(box)) >= 2.0 * cutoff * (1.0 - 1e-6)
     return wide & jnp.all(jnp.triu(box, 1) == 0.0)
+
+
+def resolved(positions: Float[Array, "particle 3"], cutoff: float) -> Bool[Array, ""]:
+    """Whether all positions are finite, and near enough to the origin for their rounding to be less than the cutoff."""
+    return jnp.all(jnp.abs(positions) * jnp.finfo(positions.dtype).eps < cutoff)
