@@ -473,12 +473,15 @@ def _host_cast(value, dtype):
 
 def in_nm(length):
     """A length without unit, in nm: strips OpenFF/pint and OpenMM quantities; refuses text."""
-    if hasattr(length, "m_as"):
-        return length.m_as("nanometer")
-    if hasattr(length, "value_in_unit"):
-        from openmm import unit
+    try:
+        if hasattr(length, "m_as"):
+            return length.m_as("nanometer")
+        if hasattr(length, "value_in_unit"):
+            from openmm import unit
 
-        return length.value_in_unit(unit.nanometer)
+            return length.value_in_unit(unit.nanometer)
+    except (TypeError, AttributeError) as error:  # pint's DimensionalityError is a TypeError
+        raise InputError(f"expected a length in nm, or a quantity with a unit of length: {error}") from error
     if isinstance(length, str):
         raise InputError(f"expected a length in nm, or a quantity with a unit, got the text {length!r}")
     return length

@@ -527,6 +527,7 @@ def parameterize(
 def _digest(records: Sequence[Record], systems: Sequence[System], train: np.ndarray, ties: str) -> str:
     """SHA-256 over reference data, force field, charges, split and ties: all of the data that decides a result."""
     digest = hashlib.sha256(train.tobytes() + ties.encode())
+    digest.update("".join(sorted({system.source for system in systems})).encode())  # periodicities, scales, cutoffs too
     for record, system in zip(records, systems, strict=True):
         digest.update(record.digest.encode())
         digest.update(system.digest.encode())

@@ -92,6 +92,8 @@ def read(
     found: list[Structure] = []
     for item in items:
         text = str(item)
+        if not text.strip():
+            raise InputError("an empty text is neither a file nor a SMILES string")
         path = Path(text)
         suffix = path.suffix.lower()
         if path.is_dir():

@@ -112,6 +112,7 @@ def load(force_field, user_terms: Sequence[UserTerm] = ()) -> ForceField:
         raise InputError("no force field given: pass a ForceField, a path or name, or several files")
     names = [os.fspath(f) for f in files]
     try:
+        _check_decimal_points(names)
         loaded = plugins.force_field(names, user_terms)
         _check_cosmetic(loaded, names)
         return loaded
@@ -191,13 +192,25 @@ def _check_cosmetic(force_field: ForceField, names: Sequence[str]) -> None:
                 if attribute.lower() in COSMETIC:
                     continue
                 where = f"<{section}>" if holder is handler else f"<{section}> {holder.id or ''} {holder.smirks}"
-                known = list(holder._get_parameter_attributes()) + [str(a) for a in vars(holder)]
-                close = difflib.get_close_matches(attribute.rstrip("0123456789"), [k.strip("_") for k in known], n=1)
+                known = {str(a).strip("_") for a in (*holder._get_parameter_attributes(), *vars(holder))}
+                known -= set(holder._cosmetic_attribs)
+                close = difflib.get_close_matches(attribute.rstrip("0123456789"), sorted(known), n=1)
                 hint = f"; did you mean {close[0]}?" if close else ""
                 raise InputError(
                     f"force field {', '.join(names)}: {where} has an unknown attribute {attribute!r}{hint}. "
                     "Load it yourself with ForceField(..., allow_cosmetic_attributes=True) if it is only a remark"
                 )
+
+
+def _check_decimal_points(names: Sequence[str]) -> None:
+    """Refuse ``1,45 * angstrom`` in files, which the toolkit reads as 145."""
+    for name in names:
+        if _stamp(Path(name)) is None or not Path(name).is_file():
+            continue
+        text = Path(name).read_text("utf-8", errors="replace")
+        for found in re.finditer(r'\b(?!id\b|name\b)(\w+)="\s*([-+]?\d+,\d+)\s*[*"]', text):
+            line = text.count("\n", 0, found.start()) + 1
+            raise InputError(f"force field {name}, line {line}: {found[1]} is {found[2]}: write numbers with a point")
 
 
 def _check_xml(path: str) -> None:
@@ -407,9 +420,19 @@ def schema(force_field: ForceField, user_terms: Sequence[UserTerm] = ()) -> Sche
                         factor=factor,
                         loaded=float(quantity.magnitude) * factor,
                     )
+                    _check_value(label)
                     columns.setdefault(attribute, []).append(label)
         labels[section] = {a: columns[a] for a in attributes[section] if a in columns}
     return Schema(labels)
+
+
+def _check_value(label: Label) -> None:
+    """Refuse what no energy can be made of: numbers that are not finite, and negative Lennard-Jones parameters."""
+    wanted = None if math.isfinite(label.loaded) else "finite"
+    if label.section in ("vdW", "VirtualSites") and label.attribute in ATTRIBUTES["vdW"] and label.loaded < 0:
+        wanted = "not negative"
+    if wanted is not None:
+        raise InputError(f"force field: {label} is {label.loaded / label.factor:g} {label.unit}; it must be {wanted}")
 
 
 def _check_dimension(term: UserTerm, attribute: str, quantity) -> None:

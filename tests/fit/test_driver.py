@@ -14,11 +14,12 @@ import jax
 import numpy as np
 import pytest
 
+import offjax
 from offjax import InputError, UnassignedParameterError
 from offjax.fit import FitConfig, FitResult, driver, fold, run, summary
 from offjax.fit.progress import Lines, Recorder
 
-from .conftest import config_text, true_parameters
+from .conftest import config_text, molecule, true_parameters
 
 SCRIPT = """
 import os, signal, sys, time
@@ -230,6 +231,21 @@ def test_resuming_refuses_other_data(make_config, data_file, tmp_path):
     run(FitConfig.load(path))
     with h5py.File(copy, "a") as file:
         file["ethane/dft_total_energy"][0] += 1e-6
+    with pytest.raises(InputError, match="the reference data, force field or charges changed"):
+        run(FitConfig.load(path), resume=True)
+
+
+def test_resuming_refuses_a_force_field_with_another_periodicity(make_config, tmp_path):
+    """Nothing that is a parameter has changed."""
+    source = offjax.System.from_smirnoff(
+        "openff-2.2.1.offxml", molecule("ethane"), charge_from_molecules=[molecule("ethane")]
+    ).source
+    (tmp_path / "own.offxml").write_text(source)
+    path = make_config(iterations=1)
+    path.write_text(path.read_text().replace("openff-2.2.1.offxml", str(tmp_path / "own.offxml")))
+    run(FitConfig.load(path))
+    assert 'periodicity1="3"' in source
+    (tmp_path / "own.offxml").write_text(source.replace('periodicity1="3"', 'periodicity1="2"'))
     with pytest.raises(InputError, match="the reference data, force field or charges changed"):
         run(FitConfig.load(path), resume=True)
 

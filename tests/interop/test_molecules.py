@@ -81,3 +81,8 @@ def test_a_smiles_gets_conformers_and_says_so():
 def test_a_smiles_with_slashes_is_not_taken_for_a_path():
     [structure] = read(["C/C=C/C"])
     assert structure.n_atoms == 12
+
+
+def test_an_empty_text_is_neither_file_nor_smiles():
+    with pytest.raises(InputError, match="empty text"):
+        read([" "])

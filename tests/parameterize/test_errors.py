@@ -1,6 +1,9 @@
 """What cannot be parameterized is named: section, version, option, file, element, atoms."""
 
+from pathlib import Path
+
 import numpy as np
+import openmm
 import pytest
 from openff.toolkit import ForceField, Molecule
 from openff.toolkit.typing.engines.smirnoff import ParameterHandler
@@ -165,3 +168,36 @@ def test_charges_that_are_not_numbers_are_refused():
 def test_swapped_arguments_are_noticed():
     with pytest.raises(offjax.InputError, match=r"from_smirnoff\(force_field, topology\)"):
         offjax.System.from_smirnoff(smiles("O"), "offjax-water3-1.0.offxml")
+
+
+TEACHING = next(Path(offjax.__file__).parent.parent.glob("data/forcefields/offjax-teaching-1.0.offxml"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('length="1.45 * angstrom"', 'length="nan * angstrom"', r"Bonds/length tb1 .* nan angstrom; it must be finite"),
+        (
+            'length="1.45 * angstrom"',
+            'length="1e999 * angstrom"',
+            r"Bonds/length tb1 .* inf angstrom; it must be finite",
+        ),
+        ('length="1.45 * angstrom"', 'length="1,45 * angstrom"', r"bad\.offxml, line \d+: length is 1,45"),
+        ('epsilon="0.17 *', 'epsilon="-0.17 *', r"vdW/epsilon tn9 .* is -0.17 .* must be not negative"),
+        ('sigma="0.54 *', 'sigma="-0.54 *', r"vdW/sigma tn6 .* is -0.54 .* must be not negative"),
+        ('smirks="[*:1]~[*:2]" id="tb1"', 'smirks="[*:1]~[*:2]" idd="tb1"', r"unknown attribute 'idd'(?!.*idd)"),
+    ],
+)
+def test_values_that_make_no_energy_are_named(tmp_path, old, new, message):
+    text = TEACHING.read_text()
+    assert old in text
+    (tmp_path / "bad.offxml").write_text(text.replace(old, new, 1))
+    with pytest.raises(offjax.InputError, match=message):
+        parameterize(tmp_path / "bad.offxml")
+
+
+def test_quantities_that_are_no_lengths_are_refused():
+    energy_of = offjax.System.from_smirnoff("offjax-teaching-1.0.offxml", smiles("O"))
+    for wrong in (Quantity(np.zeros((3, 3)), "kilogram"), openmm.unit.Quantity(np.zeros((3, 3)), openmm.unit.kelvin)):
+        with pytest.raises(offjax.InputError, match="unit of length"):
+            energy_of.to_jax()(energy_of.parameters, wrong)
