@@ -463,3 +463,11 @@ def test_a_parameter_that_is_not_a_number_spoils_only_molecules_that_use_it():
     for values in batch.energies_and_forces(spoiled, conformers):
         assert np.all(np.isfinite(values))
     assert np.all(np.isfinite(batch.plain(conformers).energies(spoiled, conformers.positions)))
+
+
+def test_an_angle_of_coinciding_atoms_is_the_one_of_the_plain_path():
+    s, x = samples.system("CO"), samples.positions("CO")
+    x[2] = x[0]  # a hydrogen on its carbon: the angles with it are not defined, and 0 by convention
+    batch = offjax.SystemBatch.from_systems([s])
+    [energy] = batch.energies(s.parameters, batch.pack([x], check_bonds=False))
+    assert energy == pytest.approx(float(s.to_jax()(s.parameters, x)), rel=1e-12)

@@ -125,6 +125,7 @@ def angle(u, v):
     """The angle of u and v in [0, pi], with weights 1/(|u|^2 |u x v|) and -1/(|v|^2 |u x v|).
 
     From sin and cos, each where it is the smaller: exact to rounding also near 0 and pi, where arccos is not.
+    Zero where u or v is zero, as in :func:`offjax.geometry.angle`.
     """
     u2, v2 = dot(u, u), dot(v, v)
     w = cross(u, v)
@@ -135,7 +136,7 @@ def angle(u, v):
     near_axis = sine * sine < 0.5
     t = jnp.where(near_axis, sine, cosine)
     small = t * polynomial(ARCSINE, t * t)
-    theta = jnp.where(near_axis, jnp.where(cosine > 0, small, math.pi - small), 0.5 * math.pi - small)
+    theta = jnp.where(near_axis, jnp.where(cosine >= 0, small, math.pi - small), 0.5 * math.pi - small)
     factor = inverse_w * lengths * lengths
     return theta, Weights((factor * v2, -factor * u2))
 
