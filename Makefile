@@ -34,13 +34,13 @@ cookbook: $(VENV)/installed-test  ## the examples of model systems, each ending 
 		set -- $$script; echo "== $$script"; $(BIN)/python examples/cookbook/$$1.py $$2 || exit 1; done
 
 test: $(VENV)/installed-test  ## the tests but the slow ones
-	$(PYTEST) $(BY_FILE) -m "not slow and not physical_validation" tests
+	$(PYTEST) $(BY_FILE) -m "not slow" tests
 
 test-all: $(VENV)/installed-test  ## the slow tests too
-	$(PYTEST) $(BY_FILE) -m "not physical_validation" tests
+	$(PYTEST) $(BY_FILE) tests
 
-test-physics: $(VENV)/installed-test  ## ensembles and liquids
-	$(PYTEST) $(BY_FILE) -m physical_validation tests
+test-physics: $(VENV)/installed-test  ## distributions of a fluid in every thermostat and barostat, beside OpenMM
+	$(BIN)/python benchmarks/validation.py
 
 doctest: $(VENV)/installed-test  ## the examples in docstrings, in README.md and in the documentation
 	$(PYTEST) --doctest-modules offjax docs

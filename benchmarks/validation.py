@@ -13,6 +13,7 @@ and standard error over the replicas in units of the exact slope (so 1 is right)
 freedom in units of kT/2. (Velocities of BAOAB are those of full steps, colder by dt^2 <f^2>/(4 m kT), here 0.0004 of
 the exact value; the others have 1.) Each integrator has its own random numbers. OpenMM's (Reference platform, one run
 of ``--replicas`` times as many steps, in as many blocks) sample the same fluid with a switching function of their own.
+The script fails where one of ours is more than four standard errors from 1.
 
 ``--water 40`` does something else: 40 ps of 100 rigid waters under Nose-Hoover chains with steps of 2 and 1 fs, ours
 and OpenMM's (CPU platform). Printed is the kinetic energy a degree of freedom, in units of kT/2, of translation and of
@@ -39,6 +40,8 @@ KTS, PRESSURES = (1.2, 1.3), (0.3, 0.4)
 BOX = np.full(3, SIDE)
 PAIR = md.pair_energy(md.smooth_cutoff(md.lennard_jones, ONSET, CUTOFF), md.periodic().displacement)
 LATTICE = np.array(list(np.ndindex(4, 4, 4))) * SIDE / 4
+LIMIT = 4.0
+"""Standard errors by which an integrator may miss what is exact before the script fails."""
 
 
 def thermostats(kT, pressure):
@@ -117,6 +120,19 @@ def slope(first, second):
         return np.sum(b) - np.sum(np.concatenate([a, b]) / (1 + np.exp(-(s * np.concatenate([a, b]) + c))))
 
     return brentq(at, -20, 20) / width
+
+
+def compared(name, steps, replicas):
+    """(replica,) slopes and kinetic energies of an integrator, either in units of what is exact."""
+    sampled = openmm_samples if name.startswith("OpenMM") else ours
+    if "arostat" in name or "npt" in name:
+        runs = [sampled(name, steps, replicas, KTS[0], p) for p in PRESSURES]
+        exact, quantity = -(PRESSURES[1] - PRESSURES[0]) / KTS[0], 1
+    else:
+        runs = [sampled(name, steps, replicas, kT, PRESSURES[0]) for kT in KTS]
+        exact, quantity = 1 / KTS[0] - 1 / KTS[1], 0
+    slopes = np.array([slope(a, b) for a, b in zip(runs[0][quantity], runs[1][quantity], strict=True)]) / exact
+    return slopes, runs[0][2].mean(axis=1) / KTS[0]
 
 
 def water(ps) -> None:
@@ -215,23 +231,18 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     if options.water:
         return water(options.water)
-    size = options.steps, options.replicas
+    size, wrong = (options.steps, options.replicas), []
     print(f"{'':34s}{'slope/exact':>22s}{'kinetic/exact':>24s}")
     for name in [*thermostats(1.0, 1.0), "OpenMM LangevinMiddle", "OpenMM MonteCarloBarostat"]:
         began = time.perf_counter()
-        sampled = openmm_samples if name.startswith("OpenMM") else ours
-        of_volume = "arostat" in name or "npt" in name
-        if of_volume:
-            runs = [sampled(name, *size, KTS[0], p) for p in PRESSURES]
-            exact, quantity = -(PRESSURES[1] - PRESSURES[0]) / KTS[0], 1
-        else:
-            runs = [sampled(name, *size, kT, PRESSURES[0]) for kT in KTS]
-            exact, quantity = 1 / KTS[0] - 1 / KTS[1], 0
-        slopes = np.array([slope(a, b) for a, b in zip(runs[0][quantity], runs[1][quantity], strict=True)]) / exact
-        kinetic = runs[0][2].mean(axis=1) / KTS[0]
+        slopes, kinetic = compared(name, *size)
         columns = [(v.mean(), v.std(ddof=1) / np.sqrt(len(v))) for v in (slopes, kinetic)]
         text = "".join(f"{m:14.4f} +- {e:.4f}" for m, e in columns)
         print(f"{name:34s}{text}{time.perf_counter() - began:10.0f} s", flush=True)
+        if not name.startswith("OpenMM") and any(abs(m - 1.0) > LIMIT * e for m, e in columns):
+            wrong.append(name)
+    if wrong:
+        raise SystemExit(f"more than {LIMIT} standard errors from what is exact: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":
