@@ -58,8 +58,9 @@ def main() -> None:
     diameters = np.linspace(0.4, 1.0, 10)
     keys = jax.random.split(jax.random.key(0), REPLICAS)
     fractions, energies = jax.jit(jax.vmap(jax.vmap(packed, (0, None)), (None, 0)))(keys, jnp.asarray(diameters))
-    slope = jax.vmap(jax.vmap(jax.grad(relaxed_energy), (None, 0)))
-    slopes = jax.jit(slope)(jnp.asarray(diameters), fractions)
+    slope = jax.vmap(jax.grad(relaxed_energy), (None, 0))
+    # one diameter after the other: reverse mode keeps all pairs of all steps
+    slopes = jax.jit(lambda *each: jax.lax.map(lambda one: slope(*one), each))(jnp.asarray(diameters), fractions)
     mean, slope = np.asarray(energies).mean(1), np.asarray(slopes).mean(1)
     error = np.asarray(slopes).std(1, ddof=1) / np.sqrt(REPLICAS)
     for d, e, s, w in zip(diameters, mean, slope, error, strict=True):
