@@ -211,12 +211,13 @@ def energies(p, tables: ChunkTables, x: Positions, forces: bool):
         total = total + _solvation(tables, tables.gbsa, p["gbsa"], x)
     if not forces:
         return total, None
-    sign = tables.force_sign[:, None]
-    components = []
-    for axis in range(3):
-        groups = sign * gather_sum(stack([row[axis] for row in rows]), tables.force_groups)
-        components.append(gather_sum(groups, tables.force_sums) - pull[axis])
-    return total, tuple(components)
+    groups = _stage(tables, partial(_group_sums, tables), [stack([row[axis] for row in rows]) for axis in range(3)])
+    return total, tuple(gather_sum(g, tables.force_sums) - p for g, p in zip(groups, pull, strict=True))
+
+
+def _group_sums(tables: ChunkTables, buffers):
+    """Rows of force added in groups of one atom and one sign, for each component."""
+    return [tables.force_sign[:, None] * gather_sum(rows, tables.force_groups) for rows in buffers]
 
 
 def _solvation(tables: ChunkTables, settings: GBSASettings, values, x: Positions):
