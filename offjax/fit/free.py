@@ -125,9 +125,8 @@ def coverage(systems: Sequence[System], names: Sequence[str]) -> tuple[np.ndarra
 def about_straight_angles(systems: Sequence[System]) -> np.ndarray:
     """Entries of the parameter vector that act on torsions about straight angles only, (n_parameters,) bool.
 
-    At a minimum with the straight angle such a torsion has no value: its energy jumps with the direction in which the
-    angle bends, and by 1 / sin(angle) the derivative of the minimum is infinite. Which angles are straight is what the
-    force field says.
+    Close to the straight angle the forces of such a torsion go with 1 / sin(angle), and at a minimum that has it the
+    derivatives are infinite. Which angles are straight is what the force field says.
     """
     size = systems[0].parameters.schema.size
     bent, used = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
@@ -145,6 +144,13 @@ def about_straight_angles(systems: Sequence[System]) -> np.ndarray:
             used[matrix.columns[nonzero]] = True
             bent[matrix.columns[nonzero & of[matrix.rows]]] = True
     return used & ~bent
+
+
+def needs_forces(config: FitConfig) -> bool:
+    """Whether a fit compares forces or minima, beside energies and potentials of geometries as they are."""
+    kinds = {data.kind for data in config.data}
+    forces = "energies" in kinds and config.objective.force_weight > 0
+    return forces or not kinds <= {"energies", "interaction-energies", "electrostatic-potentials"}
 
 
 def choose(config: FitConfig, training: Sequence[System], names: Sequence[str]) -> FreeParameters:
@@ -167,7 +173,7 @@ def choose(config: FitConfig, training: Sequence[System], names: Sequence[str]) 
     """
     parameters = training[0].parameters
     instances, molecules = coverage(training, names)
-    straight = about_straight_angles(training)
+    straight = about_straight_angles(training) & needs_forces(config)
     start = np.asarray(parameters.to_vector())
     flat = parameters.schema.flat
     tagged = any(block.tagged for block in config.parameters)
@@ -202,7 +208,7 @@ def choose(config: FitConfig, training: Sequence[System], names: Sequence[str]) 
                     )
                 left_out[i] = LeftOut(label, "one-sided derivative (allow_singular = false)")
             elif straight[i] and not block.allow_singular:
-                reason = "torsions about straight angles only, where the derivative of a minimum is infinite"
+                reason = "torsions about straight angles only, where the derivatives of forces and minima have no bound"
                 if _named(block, label):
                     raise InputError(
                         f"{where}.patterns: {label} acts on {reason}: it is not fitted unless the block says "

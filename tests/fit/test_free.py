@@ -25,8 +25,8 @@ def systems():
     return [s.without_constraints() for s in built]
 
 
-def choose(systems, *blocks, names=None):
-    config = {"force_field": "openff-2.2.1.offxml", "data": [{"path": "x.h5"}], "parameters": list(blocks)}
+def choose(systems, *blocks, names=None, **more):
+    config = {"force_field": "openff-2.2.1.offxml", "data": [{"path": "x.h5"}], "parameters": list(blocks)} | more
     return free.choose(FitConfig.from_dict(config), systems, names or [str(n) for n in range(len(systems))])
 
 
@@ -57,6 +57,11 @@ def test_torsions_about_straight_angles_are_left_out():
     assert "t166" in [label.id for label in chosen.selection.labels]
     with pytest.raises(InputError, match=r"t166.* straight angles only.* allow_singular"):
         choose([nitrile], block | {"patterns": ["t166"]})
+    chosen = choose([nitrile], block, objective={"force_weight": 0.0})
+    assert "t166" in [label.id for label in chosen.selection.labels]
+    relaxed = [{"path": "x.h5", "kind": "optimized-geometries"}]
+    with pytest.raises(InputError, match=r"t166.* straight angles only"):
+        choose([nitrile], block | {"patterns": ["t166"]}, objective={"force_weight": 0.0}, data=relaxed)
 
 
 def test_sites_without_lennard_jones_sphere_get_none(systems):
