@@ -1,10 +1,11 @@
 """The objective of a fit, its molecules shared by processes of a Dask cluster.
 
 The objective is a sum over molecules, so each *shard* of them is an objective of its own, without prior; its value,
-gradient and J^T J are computed by whichever worker is free and added here, always in the order of the shards: the
-result does not depend on the number of workers, nor on which of them died. What a shard needs lies in a file that
-every worker can read; a worker that takes over from a dead one reads it again, and only the dead worker's tasks are
-repeated. Compiled programs and packed data stay in the worker from one iteration to the next.
+gradient and J^T J are computed by the worker that holds it, or by one that is free, and added here, always in the
+order of the shards: the result does not depend on the number of workers, nor on which of them died. What a shard
+needs lies in a file that every worker can read; a worker that takes over from a dead one reads it again, and only the
+dead worker's tasks are repeated. Compiled programs and packed data stay in the worker from one iteration to the next,
+and so do energies and forces until they are asked for.
 """
 
 from __future__ import annotations
@@ -61,60 +62,86 @@ class Shard:
         return FitObjective(packed, self.free, 0.0, components=others, network=correction)
 
 
+class Sums(NamedTuple):
+    """What a shard adds to f by energies, forces and each kind of its components."""
+
+    energy: np.ndarray
+    force: np.ndarray
+    components: dict[str, np.ndarray]
+
+
 class _Terms(NamedTuple):
-    """The sums of squares of a shard for energies and forces with the number of failed minimisations; each molecule's
-    energies and forces; its components by kind, with their members.
+    """The sums of a shard and its number of failed minimisations; each molecule's energies and forces; its components
+    by kind, with their members.
     """
 
-    sums: list[Any]
+    sums: Sums
+    unconverged: np.ndarray
     energies: list[np.ndarray]
     forces: list[np.ndarray]
     components: dict[str, tuple[tuple[int, ...], ComponentParts]]
 
-    @property
-    def value(self) -> float:
-        """What the shard adds to f."""
-        return sum(self.sums[:2]) + sum(at.value for _, at in self.components.values())
+
+@dataclass(frozen=True)
+class Held:
+    """A shard's file that a worker has read. Its size is what another worker would have to read: the scheduler sends
+    a shard's tasks to the worker that holds it, unless others are idle for long.
+    """
+
+    path: str
+
+    def __sizeof__(self) -> int:
+        return os.path.getsize(self.path)
 
 
-def evaluate(path: str, method: str, x: np.ndarray) -> Any:
+def hold(path: str) -> Held:
+    """On a worker: read a shard."""
+    _objective(path)
+    return Held(path)
+
+
+def evaluate(shard: Held, method: str, x: np.ndarray) -> Any:
     """On a worker: one method of a shard's objective, as NumPy arrays."""
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, getattr(_objective(path), method)(jnp.asarray(x)))
+        return jax.tree.map(np.asarray, getattr(_objective(shard.path), method)(jnp.asarray(x)))
 
 
 @cache
 def _objective(path: str) -> FitObjective:
     import cloudpickle
 
-    return cloudpickle.loads(Path(path).read_bytes()).objective()
+    with jax.enable_x64(True):
+        return cloudpickle.loads(Path(path).read_bytes()).objective()
 
 
-def parts(path: str, x: np.ndarray) -> _Terms:
+def sums(shard: Held, x: np.ndarray) -> Sums:
+    """On a worker: what a shard adds to f. Energies and forces stay there, for :func:`parts`."""
+    found = evaluate(shard, "parts", x)
+    values = zip(_objective(shard.path).data.components, found.components, strict=True)
+    return Sums(found.energy, found.force, {component.kind: at.value for component, at in values})
+
+
+def sums_and_gradient(shard: Held, x: np.ndarray) -> tuple[Sums, np.ndarray]:
+    """On a worker: what a shard adds to f, and its gradient."""
+    _, gradient = evaluate(shard, "value_and_gradient", x)
+    return sums(shard, x), gradient
+
+
+def parts(shard: Held, x: np.ndarray) -> _Terms:
     """On a worker: the terms of a shard."""
-    return _terms(path, evaluate(path, "parts", x))
-
-
-def parts_and_gradient(path: str, x: np.ndarray) -> tuple[_Terms, np.ndarray]:
-    """On a worker: the terms of a shard, and its gradient."""
-    found, gradient = evaluate(path, "parts_and_gradient", x)
-    return _terms(path, found), gradient
-
-
-def _terms(path: str, found: Parts) -> _Terms:
-    data = _objective(path).data
+    found, data = evaluate(shard, "parts", x), _objective(shard.path).data
     packed = data.targets
     energies, forces = (packed.batch.unpack(v, packed.conformers) for v in (found.energies, found.forces))
     pairs = zip(data.components, found.components, strict=True)
     others = {component.kind: (component.members, at._replace(found=None)) for component, at in pairs}
-    return _Terms([found.energy, found.force, found.unconverged], energies, forces, others)
+    return _Terms(sums(shard, x), found.unconverged, energies, forces, others)
 
 
 class DistributedObjective(FitObjective):
     """The objective whose terms are computed by the workers of a Dask client.
 
     ``shards`` are the molecules of each shard, as positions in the batch of ``targets``, ``contents`` their names;
-    ``files`` where the workers find them. Workers begin every minimisation of torsion profiles at the reference
+    ``files`` where the workers find them, ``held`` what the scheduler knows of who has read them. Workers begin every minimisation of torsion profiles at the reference
     geometries, so that nothing is lost with one of them.
     """
 
@@ -139,6 +166,7 @@ class DistributedObjective(FitObjective):
     ):
         super().__init__(whole, free, prior_weight, components=components, network=network)
         self.shards, self.files, self.contents, self.client, self.jobs = shards, files, contents, client, jobs
+        self.held = [client.submit(hold, file, pure=False) for file in files]
         self.scalar = self._traceable()
         self._points: list[tuple[bytes, dict[Any, list[Any]]]] = []
 
@@ -154,7 +182,7 @@ class DistributedObjective(FitObjective):
         x = np.asarray(x, dtype=np.float64)
         found, key = self._at(x), (function, arguments)
         if key not in found:
-            tasks = [self.client.submit(function, file, *arguments, x, pure=False) for file in self.files]
+            tasks = [self.client.submit(function, shard, *arguments, x, pure=False) for shard in self.held]
             found[key] = self._gathered(tasks)
         return found[key]
 
@@ -167,8 +195,7 @@ class DistributedObjective(FitObjective):
         try:
             return self.client.gather(tasks)
         except KilledWorker as error:
-            keys = [task.key for task in tasks]
-            names = self.contents[keys.index(error.task)] if error.task in keys else []
+            names = next((c for c, *own in zip(self.contents, tasks, self.held) if error.task in {t.key for t in own}), [])
             raise InputError(
                 f"workers: {error.allowed_failures + 1} workers died computing the same {len(names)} molecules "
                 f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}). Most often this is too little memory: "
@@ -183,10 +210,28 @@ class DistributedObjective(FitObjective):
         """f(x) and its gradient."""
         if data is not None and data is not self.data:
             raise UnsupportedError("workers share whole batches only; leave out optimizer.minibatch or [workers]")
-        found = self._all(parts_and_gradient, x)
+        found = self._all(sums_and_gradient, x)
+        total, gradients = self._total([one for one, _ in found], x), [gradient for _, gradient in found]
         residual, slope = self._priors(x)
-        value = sum(terms.value for terms, _ in found) + 0.5 * np.sum(residual**2)
-        return jnp.asarray(value), jnp.asarray(sum(g for _, g in found) + slope * residual)
+        return jnp.asarray(total), jnp.asarray(sum(gradients) + slope * residual)
+
+    def value(self, x):
+        """f(x)."""
+        known = self._at(np.asarray(x, dtype=np.float64))
+        if (sums_and_gradient, ()) in known:
+            found = [one for one, _ in self._all(sums_and_gradient, x)]
+        elif (parts, ()) in known:
+            found = [terms.sums for terms in self._all(parts, x)]
+        else:
+            found = self._all(sums, x)
+        return jnp.asarray(self._total(found, x))
+
+    def _total(self, found: Sequence[Sums], x):
+        """f(x) of the sums of all shards, added as :attr:`Parts.value` adds."""
+        kinds = [component.kind for component in self.data.components]
+        others = [sum(one.components[kind] for one in found if kind in one.components) for kind in kinds]
+        prior = 0.5 * np.sum(self._priors(x)[0] ** 2)
+        return sum(one.energy for one in found) + sum(one.force for one in found) + prior + sum(others)
 
     def gauss_newton(self, x):
         """f, J^T r and J^T J."""
@@ -201,8 +246,7 @@ class DistributedObjective(FitObjective):
 
     def parts(self, x) -> Parts:
         """The terms of f, and energies and forces of all molecules in the layout of the whole batch."""
-        known = self._at(np.asarray(x, dtype=np.float64)).get((parts_and_gradient, ()))
-        found = self._all(parts, x) if known is None else [terms for terms, _ in known]
+        found = self._all(parts, x)
         whole = self.data.targets
         order = np.argsort(np.concatenate(self.shards))
 
@@ -210,8 +254,8 @@ class DistributedObjective(FitObjective):
             molecules = [v for terms in found for v in getattr(terms, quantity)]
             return jnp.asarray(whole.batch.flatten([molecules[m] for m in order], whole.conformers))
 
-        sums = zip(*(terms.sums for terms in found), strict=True)
-        energy, force, unconverged = (jnp.asarray(sum(column)) for column in sums)
+        columns = ((t.sums.energy for t in found), (t.sums.force for t in found), (t.unconverged for t in found))
+        energy, force, unconverged = (jnp.asarray(sum(column)) for column in columns)
         prior = jnp.asarray(0.5 * np.sum(self._priors(x)[0] ** 2))
         others = tuple(
             self._merged(component, [terms.components for terms in found]) for component in self.data.components

@@ -49,13 +49,31 @@ def test_a_point_is_computed_once(both, monkeypatch):
     monkeypatch.setattr(shared.client, "submit", lambda *a, **k: submitted.append(a) or submit(*a, **k))
     x = jnp.full(len(shared.start), 0.01)
     value = shared.value(x)
-    assert shared.value(x) == value == sum(shared.parts(x)[:3]) and len(submitted) == 3
+    assert shared.value(x) == value and len(submitted) == 3
+    assert sum(shared.parts(x)[:3]) == value and len(submitted) == 6  # energies and forces, which workers remember
     np.testing.assert_allclose(jax.jit(shared.scalar)(x, None), value, rtol=1e-12)
+    assert len(submitted) == 9
+    y = x + 0.01
+    shared.value_and_gradient(y)  # its sums come with it; the point before is remembered
+    assert shared.value(y) == sum(shared.parts(y)[:3]) and len(submitted) == 15
+    assert shared.value(x) == value and len(submitted) == 15
+    z = x + 0.02
+    assert sum(shared.parts(z)[:3]) == shared.value(z) and len(submitted) == 18
+
+
+def test_workers_remember_the_points_of_the_shards_they_hold(both):
+    _, shared = both
+    x = np.full(len(shared.start), 0.03)
     shared.value_and_gradient(x)
-    assert len(submitted) == 6
-    shared.value_and_gradient(x + 0.01)  # its terms come with it; the point before is remembered
-    assert shared.value(x + 0.01) == sum(shared.parts(x + 0.01)[:3]) and len(submitted) == 9
-    assert shared.value(x) == value and len(submitted) == 9
+    remembered = [shared.client.submit(remembers, shard, x, pure=False) for shard in shared.held]
+    assert shared.client.gather(remembered) == [True] * 3
+    held = shared.client.run(lambda: distributed._objective.cache_info().currsize)
+    assert sum(held.values()) == 3 and max(held.values()) == 2
+
+
+def remembers(shard, x):
+    """On a worker: whether it has computed a point."""
+    return distributed._objective(shard.path)._known(x) is not None
 
 
 def test_a_dead_worker_costs_its_tasks_only(both):
