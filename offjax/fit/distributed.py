@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,7 +30,7 @@ from offjax.errors import InputError, UnsupportedError
 from offjax.fit import targets
 from offjax.fit.config import FitConfig
 from offjax.fit.free import FreeParameters
-from offjax.fit.jobqueue import LOOK, Jobs
+from offjax.fit.jobqueue import KEEP_MEMORY, LOOK, Jobs
 from offjax.fit.network import Correction
 from offjax.fit.objective import ComponentParts, FitObjective, Parts
 from offjax.fit.progress import Silent
@@ -182,7 +183,11 @@ class DistributedObjective(FitObjective):
         x = np.asarray(x, dtype=np.float64)
         found, key = self._at(x), (function, arguments)
         if key not in found:
-            tasks = [self.client.submit(function, shard, *arguments, x, pure=False) for shard in self.held]
+            # with names of their own, for of tasks of one name the scheduler does not ask who holds the shard
+            tasks = [
+                self.client.submit(function, shard, *arguments, x, key=f"{function.__name__}-{k}-{uuid.uuid4()}")
+                for k, shard in enumerate(self.held)
+            ]
             found[key] = self._gathered(tasks)
         return found[key]
 
@@ -388,7 +393,8 @@ def _client(config: FitConfig, progress: Silent) -> Iterator[tuple[Any, Jobs | N
     distributed = _required("distributed", "distributed")
     jobs = None
     with contextlib.ExitStack() as stack:
-        settings = {"distributed.scheduler.allowed-failures": ALLOWED_FAILURES}
+        settings: dict[str, Any] = {"distributed.scheduler.allowed-failures": ALLOWED_FAILURES}
+        settings |= {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in KEEP_MEMORY.items()}
         stack.enter_context(_required("dask", "distributed").config.set(settings))
         if workers.address is not None:
             try:

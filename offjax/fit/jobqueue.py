@@ -40,6 +40,14 @@ state."""
 ENDED = {"C", "F"}
 """States of jobs that PBS still lists: complete, finished."""
 
+KEEP_MEMORY = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+"""Environment of workers: glibc keeps freed memory, and asks for large pages. Dask has it give all back, and every
+evaluation would fetch its arrays page by page again."""
+
 
 class Jobs:
     """The jobs of a fit; a context manager that cancels them at its end.
@@ -81,7 +89,9 @@ class Jobs:
         try:
             # one task at a time in a process, which may use all its cores: XLA would take those of the whole node
             threads = max(int(options["cores"]) // int(options["processes"]), 1)
-            options["job_script_prologue"] = [f"export NPROC={threads}", *options.get("job_script_prologue", [])]
+            environment = {"NPROC": str(threads)} | KEEP_MEMORY
+            exports = [f"export {name}={value}" for name, value in environment.items()]
+            options["job_script_prologue"] = [*exports, *options.get("job_script_prologue", [])]
             options["worker_extra_args"] = [*options.get("worker_extra_args", []), "--nthreads", "1"]
             self.cluster = cluster_type(**{"job_cls": _outspoken(job)} | options)
         except (TypeError, ValueError) as error:
