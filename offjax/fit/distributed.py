@@ -142,8 +142,8 @@ class DistributedObjective(FitObjective):
     """The objective whose terms are computed by the workers of a Dask client.
 
     ``shards`` are the molecules of each shard, as positions in the batch of ``targets``, ``contents`` their names;
-    ``files`` where the workers find them, ``held`` what the scheduler knows of who has read them. Workers begin every minimisation of torsion profiles at the reference
-    geometries, so that nothing is lost with one of them.
+    ``files`` where the workers find them, ``held`` what the scheduler knows of who has read them. Workers begin every
+    minimisation of torsion profiles at the reference geometries, so that nothing is lost with one of them.
     """
 
     starts = ()
@@ -200,7 +200,8 @@ class DistributedObjective(FitObjective):
         try:
             return self.client.gather(tasks)
         except KilledWorker as error:
-            names = next((c for c, *own in zip(self.contents, tasks, self.held) if error.task in {t.key for t in own}), [])
+            shards = zip(self.contents, tasks, self.held, strict=True)
+            names = next((names for names, *own in shards if error.task in [task.key for task in own]), [])
             raise InputError(
                 f"workers: {error.allowed_failures + 1} workers died computing the same {len(names)} molecules "
                 f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}). Most often this is too little memory: "
