@@ -38,11 +38,11 @@ CONFIG = {
         {"path": "ImproperTorsions/k", "prior": 0.4},
     ],
     "objective": {"energy_scale": 4.184},
-    "optimizer": {"method": "levenberg-marquardt", "max_iterations": 8, "objective_tolerance": 1e-2},
+    "optimizer": {"method": "levenberg-marquardt", "max_iterations": 8, "objective_tolerance": 3e-2},
 }
 """The fit: prior widths in the units of the force field (kcal/mol, angstrom, degree). A drive of 24 points has the
 weight 24: every point counts as a measurement that is off by 1 kcal/mol. The fit stops when an iteration gains less
-than 1 %: what comes later is learnt from single molecules, and held-out profiles get worse."""
+than 3 %: of the four folds, none has better held-out profiles from going on, and two have worse."""
 
 WIDE = (100.0, 0.1, 100.0, 5.0, 5.0, 5.0)
 """Other prior widths, in the order of CONFIG: they show what weak priors do to held-out molecules."""

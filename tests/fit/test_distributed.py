@@ -3,6 +3,7 @@
 import os
 import signal
 
+import dask
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +25,8 @@ def both(data_file, tmp_path_factory):
     path = folder / "fit.toml"
     path.write_text(config_text(data_file, prior="20.0") + WORKERS)
     config = FitConfig.load(path)
-    with jax.enable_x64(True):
+    still = {"distributed.scheduler.work-stealing": False}  # idle workers take no shards from those that compile
+    with jax.enable_x64(True), dask.config.set(still):
         prepared = driver.prepare(config)
         with distributed.shared(config, prepared) as objective:
             yield prepared.objective(config), objective
