@@ -28,7 +28,7 @@ from jaxtyping import Float
 from offjax.batch import SystemBatch
 from offjax.errors import InputError, UnsupportedError
 from offjax.fit import targets
-from offjax.fit.config import FitConfig
+from offjax.fit.config import FitConfig, Workers
 from offjax.fit.free import FreeParameters
 from offjax.fit.jobqueue import KEEP_MEMORY, LOOK, Jobs
 from offjax.fit.network import Correction
@@ -38,6 +38,9 @@ from offjax.fit.targets import components
 from offjax.interop.files import owner, remove_abandoned, write_atomically
 from offjax.interop.records import Record
 from offjax.md.neural import ElementNetwork
+
+STARTS = 3
+"""How often local workers are started before the fit gives up on processes that die as they start."""
 
 ALLOWED_FAILURES = 10
 """How often a task may lose its worker before the fit gives up: what kills every worker is in the data."""
@@ -407,20 +410,7 @@ def _client(config: FitConfig, progress: Silent) -> Iterator[tuple[Any, Jobs | N
             environment = {"NPROC": "1"}
             if jax.config.jax_compilation_cache_dir:
                 environment["JAX_COMPILATION_CACHE_DIR"] = str(jax.config.jax_compilation_cache_dir)
-            try:
-                cluster = distributed.LocalCluster(
-                    n_workers=workers.count,
-                    threads_per_worker=1,
-                    memory_limit=0,
-                    dashboard_address=":0",
-                    env=environment,
-                    **workers.options,
-                )
-            except (TypeError, ValueError, RuntimeError) as error:
-                cause: BaseException = error
-                while cause.__cause__ is not None:  # a worker that fails says why; its nanny only that it did
-                    cause = cause.__cause__
-                raise InputError(f"workers.options: {cause}") from error
+            cluster = _local_cluster(workers, environment)
             client = stack.enter_context(distributed.Client(stack.enter_context(cluster)))
         else:
             queues = _required("dask_jobqueue", "jobqueue")
@@ -429,6 +419,34 @@ def _client(config: FitConfig, progress: Silent) -> Iterator[tuple[Any, Jobs | N
             client = stack.enter_context(distributed.Client(jobs.cluster))
         _waited(jobs, lambda seconds: client.wait_for_workers(1, timeout=seconds))
         yield client, jobs
+
+
+def _local_cluster(workers: Workers, environment: dict[str, str]):
+    """Worker processes on this machine; when one dies as it starts, all are started again."""
+    from distributed import LocalCluster
+
+    for left in reversed(range(STARTS)):
+        try:
+            return LocalCluster(
+                n_workers=workers.count,
+                threads_per_worker=1,
+                memory_limit=0,
+                dashboard_address=":0",
+                env=environment,
+                **workers.options,
+            )
+        except (TypeError, ValueError, RuntimeError) as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # a worker that fails says why; its nanny only that it did
+                cause = cause.__cause__
+            died = "failed to start worker process" in str(cause)
+            if not died:
+                raise InputError(f"workers.options: {cause}") from error
+            if not left:
+                raise InputError(
+                    f"workers: processes died as they started, {STARTS} times; what they printed stands above. Is "
+                    "there memory for workers.count processes?"
+                ) from error
 
 
 def _waited(jobs: Jobs | None, wait) -> None:

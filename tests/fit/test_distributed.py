@@ -124,3 +124,36 @@ def test_errors_name_the_key(make_config):
         run(FitConfig.load(make_config(extra='\n[workers]\naddress = "tcp://127.0.0.1:1"\n')))
     with pytest.raises(InputError, match=r"workers.options: .*'memroy'"):
         run(FitConfig.load(make_config(extra='\n[workers]\ncount = 2\noptions = {memroy = "2GB"}\n')))
+
+
+DIES = """
+import os, pathlib
+def dask_setup(worker):
+    starts = pathlib.Path({marker!r})
+    n = len(starts.read_text()) if starts.exists() else 0
+    starts.write_text("x" * (n + 1))
+    if n < {times}:
+        os._exit(1)
+"""
+
+
+@pytest.mark.parametrize("times", [1, 100])
+def test_workers_that_die_as_they_start(times, make_config, tmp_path):
+    script, marker = tmp_path / "dies.py", tmp_path / "starts"
+    script.write_text(DIES.format(marker=str(marker), times=times))
+    extra = f"\n[workers]\ncount = 1\nshards = 1\noptions = {{preload = {str(script)!r}}}\n"
+    config = FitConfig.load(make_config(prior="20.0", extra=extra))
+    config.output.directory.mkdir()
+    with jax.enable_x64(True):
+        prepared = driver.prepare(config)
+        if times == 1:
+            with distributed.shared(config, prepared) as objective:
+                assert float(objective.value(objective.start)) > 0
+            assert len(marker.read_text()) == 2
+        else:
+            with (
+                pytest.raises(InputError, match="workers: processes died as they started, 3 times"),
+                distributed.shared(config, prepared),
+            ):
+                pass
+            assert len(marker.read_text()) == 3
