@@ -369,7 +369,7 @@ def of_water(p):
 class AtOnce:
     """A Dask client that computes in this process."""
 
-    def submit(self, function, *arguments, pure):
+    def submit(self, function, *arguments, **how):
         return function(*arguments)
 
     def gather(self, values):
@@ -399,6 +399,10 @@ def check_shards(data, chosen, whole, x):
     )
     for a, b in zip(shared.gauss_newton(x), whole.gauss_newton(x), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+    assert float(shared.value(x)) == pytest.approx(float(whole.value(x)))
+    value, gradient = shared.value_and_gradient(x)
+    assert float(value) == float(shared.parts(x).value) == float(shared.value(x))
+    np.testing.assert_allclose(gradient, whole.value_and_gradient(x)[1], rtol=1e-10, atol=1e-10)
     for a, b in zip(shared.parts(x).components, whole.parts(x).components, strict=True):
         assert float(a.value) == pytest.approx(float(b.value))
         np.testing.assert_allclose(a.losses, b.losses)
