@@ -149,11 +149,11 @@ def test_workers_that_die_as_they_start(times, make_config, tmp_path):
         if times == 1:
             with distributed.shared(config, prepared) as objective:
                 assert float(objective.value(objective.start)) > 0
-            assert len(marker.read_text()) == 2
+            assert len(marker.read_text()) >= 2  # a nanny may try again by itself
         else:
             with (
                 pytest.raises(InputError, match="workers: processes died as they started, 3 times"),
                 distributed.shared(config, prepared),
             ):
                 pass
-            assert len(marker.read_text()) == 3
+            assert len(marker.read_text()) >= 3
