@@ -120,9 +120,12 @@ def _objective(path: str) -> FitObjective:
 
 def sums(shard: Held, x: np.ndarray) -> Sums:
     """On a worker: what a shard adds to f. Energies and forces stay there, for :func:`parts`."""
-    found = evaluate(shard, "parts", x)
-    values = zip(_objective(shard.path).data.components, found.components, strict=True)
-    return Sums(found.energy, found.force, {component.kind: at.value for component, at in values})
+    return _sums(shard, evaluate(shard, "parts", x))
+
+
+def _sums(shard: Held, found: Parts) -> Sums:
+    pairs = zip(_objective(shard.path).data.components, found.components, strict=True)
+    return Sums(found.energy, found.force, {component.kind: at.value for component, at in pairs})
 
 
 def sums_and_gradient(shard: Held, x: np.ndarray) -> tuple[Sums, np.ndarray]:
@@ -138,7 +141,7 @@ def parts(shard: Held, x: np.ndarray) -> _Terms:
     energies, forces = (packed.batch.unpack(v, packed.conformers) for v in (found.energies, found.forces))
     pairs = zip(data.components, found.components, strict=True)
     others = {component.kind: (component.members, at._replace(found=None)) for component, at in pairs}
-    return _Terms(sums(shard, x), found.unconverged, energies, forces, others)
+    return _Terms(_sums(shard, found), found.unconverged, energies, forces, others)
 
 
 class DistributedObjective(FitObjective):
