@@ -95,7 +95,9 @@ def test_cancelled_jobs_are_replaced_and_the_fit_is_that_of_one_process(make_con
     seen = Cancels(system)
     config = FitConfig.load(make_config(**options, output="shared", name="s.toml", extra=workers(system)))
     shared = run(config, progress=seen)
-    assert len(seen.jobs) == 2 and seen.notes == [f"2 of 2 {system} jobs ended and were submitted again"]
+    # both at once or one after the other: qdel takes them in turn
+    counts = [int(re.fullmatch(rf"(\d) of 2 {system} jobs ended and were submitted again", n)[1]) for n in seen.notes]
+    assert len(seen.jobs) == 2 and sum(counts) == 2
     np.testing.assert_allclose(shared.fitted.to_vector(), alone.fitted.to_vector(), rtol=1e-9)
     if system == "slurm":
         assert len(list((shared.directory / "jobs").glob("*.err"))) == 4
