@@ -132,8 +132,8 @@ def offjax_tasks(systems, positions, n_conformers, precision):
     conformers = batch.pack(arrays)
     print(f"from_systems {made - start:.1f} s, pack {time.perf_counter() - made:.1f} s; {batch}")
     p = systems[0].parameters
-    e0 = rng.normal(size=conformers.n_conformers).astype(precision)
-    f0 = rng.normal(size=(conformers.n_rows, 3)).astype(precision)
+    e0 = batch.flatten([rng.normal(size=len(x)) for x in arrays], conformers)
+    f0 = batch.flatten([rng.normal(size=x.shape) for x in arrays], conformers)
 
     def loss(p, conformers, e0, f0):
         energies, forces = batch.energies_and_forces(p, conformers)

@@ -18,6 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -108,6 +109,28 @@ class Conformers:
         if x.shape != (self.n_rows, 3) or x.dtype != self.dtype:
             raise InputError(f"positions must be {self.dtype} of shape {(self.n_rows, 3)}, got {x.dtype} of {x.shape}")
         return replace(self, packed=evaluate.to_lanes(x, self.packed, self.chunks), source=None)
+
+    def replicate(self, values):
+        """A pytree of arrays with a copy on every device that shares the conformers; what lies there already stays.
+
+        For what a function jitted over the conformers takes at every call: otherwise each call moves it. Outside jit.
+        """
+        if (mesh := self.chunks.mesh) is None:
+            return values if not self.packed.committed else jax.device_put(values, self.packed.sharding)
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+        def placed(value):
+            there = isinstance(value, jax.Array) and getattr(value.sharding, "mesh", None) == mesh
+            return value if there else jax.device_put(value, everywhere)
+
+        return jax.tree.map(placed, values)
+
+    def _shared(self, rows: np.ndarray) -> Array:
+        """Flat rows, of which each device has its share where these are of equal size."""
+        mesh = self.chunks.mesh
+        if mesh is None or len(rows) % mesh.size:
+            return self.replicate(jnp.asarray(rows))
+        return jax.device_put(rows, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*mesh.axis_names)))
 
     def select(self, molecules: Sequence[int]) -> Conformers:
         """The conformers of some molecules: a minibatch, with ``molecule`` counted within the selection.
@@ -362,8 +385,12 @@ class SystemBatch:
             return [part.reshape(c, n, 3) for part, c, n in zip(parts, counts, sizes, strict=True)]
         raise InputError(f"expected shape ({conformers.n_conformers},) or ({conformers.n_rows}, 3), got {values.shape}")
 
-    def flatten(self, arrays: Sequence[Any], conformers: Conformers) -> np.ndarray:
-        """The inverse of :meth:`unpack`: energies or forces, one array a molecule, as flat rows; 0 in padding."""
+    def flatten(self, arrays: Sequence[Any], conformers: Conformers) -> Array:
+        """The inverse of :meth:`unpack`: energies or forces, one array a molecule, as flat rows; 0 in padding.
+
+        They lie on the devices that share the conformers, so that a jitted function that takes both as arguments moves
+        nothing from one to another: rows of atoms in shares, where these are of equal size.
+        """
         counts = np.bincount(np.asarray(conformers.molecule)[np.asarray(conformers.mask)], minlength=len(self))
         sizes = np.array([m.prepared.molecule.n_atoms for m in self._host])
         arrays = [np.asarray(a, dtype=conformers.dtype) for a in arrays]
@@ -372,11 +399,11 @@ class SystemBatch:
         if got == shapes[0]:
             flat = np.zeros(conformers.n_conformers, conformers.dtype)
             flat[: counts.sum()] = np.concatenate(arrays)
-            return flat
+            return conformers.replicate(jnp.asarray(flat))
         if got == shapes[1]:
             flat = np.zeros((conformers.n_rows, 3), conformers.dtype)
             flat[: (counts * sizes).sum()] = np.concatenate([a.reshape(-1, 3) for a in arrays])
-            return flat
+            return conformers._shared(flat)
         for n, (a, c, size) in enumerate(zip(got, counts, sizes, strict=False)):
             if a not in ((c,), (c, size, 3)):
                 raise InputError(f"{_describe(n, self.systems[n])}: expected shape ({c},) or ({c}, {size}, 3), got {a}")
@@ -544,9 +571,8 @@ def _compiled(options: tuple[tuple[str, Any], ...]):
 
 
 def _energies_and_forces(theta, conformers: Conformers, forces: bool):
-    values = conformers.types.values(theta)
     chunks, sites = conformers.chunks, conformers.sites
-    terms = evaluate.term_parameters(values, chunks)
+    terms = evaluate.term_parameters(theta, conformers.types, chunks)
     if sites is None:
         return evaluate.evaluate(terms, conformers.packed, chunks, forces)
     rows, to_atoms = jax.vjp(lambda x: sites.place(theta, x), conformers.positions)

@@ -164,7 +164,7 @@ def _restraint_energies(x, problem: _Problem):
 
 def _terms(problem: _Problem):
     conformers = jax.lax.stop_gradient(problem.conformers)
-    return chunked.term_parameters(conformers.types.values(problem.theta), conformers.chunks)
+    return chunked.term_parameters(problem.theta, conformers.types, conformers.chunks)
 
 
 # --- one chunk --------------------------------------------------------------------------------------------------

@@ -440,6 +440,40 @@ def test_several_devices_share_the_chunks():
     assert ran.stdout.split() == ["1", "3"]
 
 
+STAYING = """
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 3)
+import offjax
+from tests import samples
+smiles = ["CCO", "O=C=O", "CSSC"]
+batch = offjax.SystemBatch.from_systems([samples.system(s) for s in smiles])
+
+@jax.jit
+def loss(p, conf, energies0, forces0):
+    energies, forces = batch.energies_and_forces(p, conf)
+    return ((energies - energies0) ** 2).sum() + 1e-3 * ((forces - forces0) ** 2).sum()
+
+for counts in ((699, 350, 234), (699, 350, 233)):
+    arrays = [samples.positions(s)[None].repeat(n, 0) for n, s in zip(counts, smiles)]
+    conf = batch.pack(arrays)
+    reference = batch.flatten([x[:, 0, 0] for x in arrays], conf), batch.flatten(arrays, conf)
+    p = conf.replicate(batch.systems[0].parameters)
+    known = loss(p, conf, *reference)
+    with jax.transfer_guard("disallow"):
+        again = loss(p, conf, *reference)
+    assert known == again
+    print(conf.n_rows % 3, reference[1].addressable_shards[0].data.shape[0] / conf.n_rows)
+"""
+
+
+def test_reference_values_lie_where_the_conformers_do():
+    """Equal shares of the rows if their number allows it; at each call nothing is moved from device to device."""
+    ran = subprocess.run([sys.executable, "-c", STAYING], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == [f"0 {1 / 3}", "1 1.0"]
+
+
 @pytest.mark.parametrize("smiles", [["O"], ["[Cl-]"], ["C"], ["[Cl-]", "O"]])
 def test_batches_of_only_tiny_molecules(smiles):
     systems = [samples.system(s, "openff-2.2.1.offxml") for s in smiles]

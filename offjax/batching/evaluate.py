@@ -7,6 +7,7 @@ forces directly, reverse mode runs :func:`offjax.batching.kernel.parameter_gradi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -16,11 +17,27 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from offjax.batching import kernel
 from offjax.batching.chunks import Chunks
+from offjax.batching.types import Types
 from offjax.linear import linear
 
 
-def term_parameters(values, chunks: Chunks):
-    """Type values (see ``Types.values``) as parameters of every term: arrays (chunk, n), for torsions one an order."""
+def term_parameters(theta, types: Types, chunks: Chunks):
+    """Parameters of every term for the force-field vector ``theta``: arrays (chunk, n), for torsions one an order.
+
+    Each of several devices computes the values of all types for its own terms, so that the transpose ends in one sum
+    over devices, of vectors like ``theta``, instead of one for every kind of value.
+    """
+    if chunks.mesh is None:
+        return _term_parameters(theta, types, chunks)
+    everywhere, share = PartitionSpec(), PartitionSpec(*chunks.mesh.axis_names)
+    own = replace(chunks, energy_row=None, force_row=None, conformer_of=None, row_of=None, mesh=None)
+    return jax.shard_map(
+        _term_parameters, mesh=chunks.mesh, in_specs=(everywhere, everywhere, share), out_specs=share, check_vma=False
+    )(theta, types, own)
+
+
+def _term_parameters(theta, types: Types, chunks: Chunks):
+    values = types.values(theta)
     plain = ("bonds", "angles", "pairs", *(term.section for term in chunks.tables.user))
     p = {name: tuple(at(v, chunks.types[name]) for v in values[name]) for name in plain}
     p["torsions"] = tuple(tuple(at(c, chunks.types["torsions"]) for c in v.T) for v in values["torsions"])
@@ -100,7 +117,8 @@ def _everywhere(values, chunks: Chunks):
 
 def components(rows, chunks: Chunks):
     """Flat rows (n_rows, 3) as three components (chunk, atom, lane); padding lanes get zero."""
-    return tuple(spread_rows(_everywhere(c, chunks), chunks.row_of) for c in rows.T)
+    flat = _everywhere(rows, chunks).reshape(-1)
+    return tuple(spread_rows(flat, 3 * chunks.row_of + axis) for axis in range(3))
 
 
 def to_lanes(rows, packed, chunks: Chunks):

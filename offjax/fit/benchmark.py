@@ -185,7 +185,7 @@ def parameterized(
 
 def _minima(batch: SystemBatch, p: ParameterSet, records: Sequence[Record], tolerance, max_steps) -> list[Minima]:
     conformers = batch.pack([record.positions for record in records])
-    frozen = jnp.asarray(batch.flatten([_frozen(record) for record in records], conformers)) > 0
+    frozen = batch.flatten([_frozen(record) for record in records], conformers) > 0
     whole = jax.tree.map(jnp.asarray, p)
     found = batch.minimize(whole, conformers, frozen=frozen[:, 0], tolerance=tolerance, max_steps=max_steps)
     each = (batch.unpack(np.asarray(v), conformers) for v in (found.positions, found.energies, found.converged))

@@ -239,7 +239,7 @@ class DistributedObjective(FitObjective):
         return jnp.asarray(self._total(found, x))
 
     def _total(self, found: Sequence[Sums], x):
-        """f(x) of the sums of all shards, added as :attr:`Parts.value` adds."""
+        """f(x) of the sums of all shards, added as :func:`offjax.fit.objective.parts` adds."""
         kinds = [component.kind for component in self.data.components]
         others = [sum(one.components[kind] for one in found if kind in one.components) for kind in kinds]
         prior = 0.5 * np.sum(self._priors(x)[0] ** 2)
@@ -264,7 +264,7 @@ class DistributedObjective(FitObjective):
 
         def flat(quantity):
             molecules = [v for terms in found for v in getattr(terms, quantity)]
-            return jnp.asarray(whole.batch.flatten([molecules[m] for m in order], whole.conformers))
+            return whole.batch.flatten([molecules[m] for m in order], whole.conformers)
 
         columns = ((t.sums.energy for t in found), (t.sums.force for t in found), (t.unconverged for t in found))
         energy, force, unconverged = (jnp.asarray(sum(column)) for column in columns)
@@ -272,7 +272,8 @@ class DistributedObjective(FitObjective):
         others = tuple(
             self._merged(component, [terms.components for terms in found]) for component in self.data.components
         )
-        return Parts(energy, force, prior, flat("energies"), flat("forces"), None, unconverged, others)
+        value = jnp.asarray(self._total([terms.sums for terms in found], x))
+        return Parts(energy, force, prior, flat("energies"), flat("forces"), None, unconverged, others, value)
 
     def component_normals(self, x):
         """Workers add up all kinds of data."""

@@ -101,7 +101,7 @@ class Correction:
         column = np.asarray(self.species, dtype=np.float64)[:, None].repeat(3, axis=1)
         found = whole.batch.unpack(column, whole.conformers)
         chosen = part.batch.flatten([found[m] for m in molecules], part.conformers)
-        return replace(self, species=jnp.asarray(chosen[:, 0], jnp.int32))
+        return replace(self, species=chosen[:, 0].astype(jnp.int32))
 
 
 def _species(network: ElementNetwork, system: System) -> np.ndarray:
@@ -113,7 +113,7 @@ def _species(network: ElementNetwork, system: System) -> np.ndarray:
 def _flat(species: Sequence[np.ndarray], to: Targets) -> Int[Array, " row"]:
     counts = np.bincount(np.asarray(to.conformers.molecule)[np.asarray(to.conformers.mask)], minlength=len(species))
     tables = [np.broadcast_to(s[:, None], (c, len(s), 3)) for s, c in zip(species, counts, strict=True)]
-    return jnp.asarray(to.batch.flatten(tables, to.conformers)[:, 0], jnp.int32)
+    return to.batch.flatten(tables, to.conformers)[:, 0].astype(jnp.int32)
 
 
 def create(settings: config.Network, records: Sequence[Record], systems: Sequence[System], train: np.ndarray):

@@ -131,7 +131,8 @@ class ComponentParts(NamedTuple):
 class Parts(NamedTuple):
     """The sums of the objective, each with its factor 1/2, and flat energies (kJ/mol) and forces (kJ/mol/nm).
 
-    ``positions`` are those of relaxed torsion profiles (None without), ``unconverged`` counts failed minimisations.
+    ``positions`` are those of relaxed torsion profiles (None without), ``unconverged`` counts failed minimisations;
+    ``value`` is f.
     """
 
     energy: Array
@@ -141,12 +142,8 @@ class Parts(NamedTuple):
     forces: Array
     positions: Array | None
     unconverged: Array
-    components: tuple[ComponentParts, ...] = ()
-
-    @property
-    def value(self):
-        """f."""
-        return self.energy + self.force + self.prior + sum(c.value for c in self.components)
+    components: tuple[ComponentParts, ...]
+    value: Array
 
     @property
     def failures(self) -> int:
@@ -170,7 +167,8 @@ def parts(x, data: FitData) -> Parts:
     """The terms of f, and what they were computed from."""
     *r, found = data.evaluate(x)
     components = tuple(_component_parts(data.at(x), c) for c in data.components)
-    return Parts(*(0.5 * jnp.sum(a**2) for a in r), *found, components)
+    sums = [0.5 * jnp.sum(a**2) for a in r]
+    return Parts(*sums, *found, components, sum(sums) + sum(c.value for c in components))
 
 
 def _component_parts(p: ParameterSet, component: Component) -> ComponentParts:
@@ -285,7 +283,8 @@ class FitObjective:
         indices = jnp.asarray(free.selection.indices)
         corner = L1_CORNER * np.where(free.l1, free.widths / self.scales, 0.0)
         arrays = (self.scales, prior, free.log, np.append(corner, 0.0 * weights))
-        self.data = FitData(targets, whole, indices, *map(jnp.asarray, arrays), components, network)
+        data = FitData(targets, whole, indices, *map(jnp.asarray, arrays), components, network)
+        self.data = targets.conformers.replicate(data)
         self.minibatch, self.seed = minibatch, seed
         self.training = np.arange(0) if training is None else np.asarray(training)
         self._last: list[_Known] = []

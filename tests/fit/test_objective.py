@@ -1,5 +1,8 @@
 """The objective: its equation, written out in NumPy, and its derivatives."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,6 +121,37 @@ def test_minibatches_average_to_the_whole(make_config):
     again = [np.asarray(p.targets.energy_factor) for p in objective.minibatches(0)]
     for a, b in zip(again, parts, strict=True):
         np.testing.assert_array_equal(a, b.targets.energy_factor)
+
+
+TWO_DEVICES = """
+import sys
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 2)
+from offjax.fit import FitConfig, driver
+
+config = FitConfig.load(sys.argv[1])
+objective = driver.prepare(config).objective(config)
+x = np.linspace(-1e-3, 1e-3, len(objective))
+known, gradient = objective.value_and_gradient(x)
+objective._last.clear()
+assert len(objective.data.targets.conformers.packed.devices()) == 2
+with jax.transfer_guard_device_to_device("disallow"):
+    again, _ = objective.value_and_gradient(x)
+assert known == again
+print(float(known), float(np.sum(np.asarray(gradient) ** 2)))
+"""
+
+
+def test_on_several_devices_data_stay_where_they_are(make_config):
+    path = make_config(prior="20.0")
+    ran = subprocess.run([sys.executable, "-c", TWO_DEVICES, str(path)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    config = FitConfig.load(path)
+    objective = driver.prepare(config).objective(config)
+    value, gradient = objective.value_and_gradient(np.linspace(-1e-3, 1e-3, len(objective)))
+    found = [float(v) for v in ran.stdout.split()]
+    np.testing.assert_allclose(found, [value, np.sum(np.asarray(gradient) ** 2)], rtol=1e-10)
 
 
 def test_rmse_counts_molecules_equally():

@@ -158,7 +158,7 @@ class Targets:
             chosen = [parts[m] for m in molecules]
             if factor is not None:
                 chosen = [part * np.sqrt(w) for part, w in zip(chosen, factor, strict=True)]
-            return jnp.asarray(batch.flatten(chosen, conformers))
+            return batch.flatten(chosen, conformers)
 
         return Targets(
             batch,
@@ -204,10 +204,10 @@ def build(
         columns["forces"].append(np.zeros(record.positions.shape) if record.forces is None else record.forces)
         scale = objective.force_scale * np.sqrt(3 * record.positions.shape[1])
         columns["force_factor"].append(np.sqrt(w * objective.force_weight * a) / scale * (record.forces is not None))
-    flat = {name: jnp.asarray(batch.flatten(arrays, conformers)) for name, arrays in columns.items()}
+    flat = {name: batch.flatten(arrays, conformers) for name, arrays in columns.items()}
     how = None
     if any(record.driven for record in records):
-        movable = jnp.asarray(batch.flatten([_movable(record) for record in records], conformers))
+        movable = batch.flatten([_movable(record) for record in records], conformers)
         settings = config.Relaxation() if relaxation is None else relaxation
         restraint, tolerance = jnp.asarray(settings.restraint), jnp.asarray(settings.tolerance)
         forces = bool(np.any(np.asarray(flat["force_factor"]) > 0))
