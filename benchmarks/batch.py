@@ -197,8 +197,10 @@ def scaling(options) -> None:
     for _ in range(options.repeats):
         for name, chosen in ways.items():
             for worker in chosen:
-                worker.send(None)
+                worker.send(True)
             rates[name].append(sum(1.0 / worker.recv() for worker in chosen))
+    for worker in workers:
+        worker.send(False)
     print(f"{processor()}, jax {jax.__version__}, {options.precision}: loss gradient")
     for name, found in rates.items():
         factor = statistics.median(a / b for a, b in zip(found, rates["one core"], strict=True))
@@ -214,8 +216,7 @@ def serve(connection, cores, options) -> None:
     task = offjax_tasks(systems, positions, options.conformers, options.precision)["loss gradient"]
     task()
     connection.send(None)
-    while True:
-        connection.recv()
+    while connection.recv():
         start = time.perf_counter()
         for _ in range(10):
             task()
