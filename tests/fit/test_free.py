@@ -2,6 +2,7 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from offjax.fit import FitConfig, free
 from offjax.fit.objective import L1_CORNER, FitObjective
 from offjax.parameterize import forcefield
 
-from .conftest import molecule
+from .conftest import conformers, molecule
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +230,8 @@ def test_priors_and_shifts_of_the_objective(systems):
         {"path": "Angles/k", "prior": "10%", "scale": "5%", "prior_form": "l1"},
         {"path": "Angles/angle", "prior": 3.0},
     )
-    data = FitObjective(None, chosen, prior_weight=2.0).data
+    packed = offjax.SystemBatch.from_systems(systems[:1]).pack([conformers(molecule("methanol"), 1, 0)])
+    data = FitObjective(SimpleNamespace(conformers=packed), chosen, prior_weight=2.0).data
     x = np.linspace(-3, 4, len(chosen))
     x[0] = 0.0
     np.testing.assert_allclose(data.shift(x), chosen.theta(x) - chosen.theta(0 * x), rtol=1e-12)
