@@ -1,5 +1,8 @@
 """Relaxed torsion profiles as targets: exact gradient, recovery of known parameters, exact resume."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,6 +136,41 @@ def test_the_jacobian_of_relaxed_energies_is_exact(table, tmp_path):
             slope = float(by_label[str(pull.label)])
             assert -(pull.up + pull.down) == pytest.approx(slope, rel=1e-6, abs=1e-8)
             assert pull.label.id != "t93" or len(pull.places) == 3
+
+
+TWO_DEVICES = """
+import sys
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_num_cpu_devices", 2)
+from offjax.fit.driver import prepare
+from tests.fit.test_torsion_profiles import config
+
+chosen = config(*sys.argv[1:])
+objective = prepare(chosen).objective(chosen)
+print(len(objective.data.targets.conformers.packed.devices()))
+x = np.linspace(0.5, 1.0, len(objective))
+for values in objective.gauss_newton(x):
+    print(*np.ravel(values).tolist())
+"""
+
+
+def test_two_devices_relax_profiles_as_one_does(tmp_path):
+    """Each point 60 times, so that there is more than one chunk."""
+    row = profile(SMILES, "openff-2.2.1.offxml", changed)
+    table = write(tmp_path / "drive.arrow", [row | {k: 60 * row[k] for k in ("coords", "energy")}])
+    command = [sys.executable, "-c", TWO_DEVICES, str(table), str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    devices, *lines = ran.stdout.splitlines()
+    assert devices == "2"
+    with jax.enable_x64(True):
+        chosen = config(table, tmp_path)
+        objective = prepare(chosen).objective(chosen)
+        for line, values in zip(lines, objective.gauss_newton(np.linspace(0.5, 1.0, len(objective))), strict=True):
+            scale = np.abs(values).max()
+            np.testing.assert_allclose([float(v) for v in line.split()], np.ravel(values), rtol=1e-6, atol=1e-9 * scale)
 
 
 def test_a_fit_finds_the_parameters_and_resumes_exactly(table, tmp_path):
