@@ -60,7 +60,9 @@ class Shard:
     def objective(self) -> FitObjective:
         """The part of the objective that these molecules make, without prior."""
         c = self.config
-        packed = targets.build(self.batch, self.records, self.weights, c.objective, c.relaxation)
+        packed = targets.build(
+            self.batch, self.records, self.weights, c.objective, c.relaxation, self.network is not None
+        )
         others = components.build(self.batch.systems, self.records, self.weights, c)
         correction = Correction.of(self.network, self.batch.systems, packed, c.network)
         return FitObjective(packed, self.free, 0.0, components=others, network=correction)

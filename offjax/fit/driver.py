@@ -405,7 +405,7 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
     free = free_parameters.choose(config, [s for s, t in zip(systems, train, strict=True) if t], names)
     batch = SystemBatch.from_systems(systems)
     factors = np.where(train, weights, 0.0)
-    packed = targets.build(batch, records, factors, config.objective, config.relaxation)
+    packed = targets.build(batch, records, factors, config.objective, config.relaxation, config.network is not None)
     others = components.build(systems, records, factors, config)
     digest = _digest(records, systems, train, tied.digest)
     start = None

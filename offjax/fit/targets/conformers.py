@@ -180,14 +180,16 @@ def build(
     weights: Float[np.ndarray, " molecule"],
     objective: Objective,
     relaxation: config.Relaxation | None = None,
+    network: bool = False,
 ) -> Targets:
     """Pack the records, in the batch's order of molecules; ``weights[m]`` is w_m (0: held out).
 
     Records with a driven dihedral are torsion profiles, minimised as ``relaxation`` says. Those of other kinds have
-    weight 0 here, and keep everything on one device.
+    weight 0 here, and keep everything on one device; so does a ``network``.
     """
-    # On several CPU devices the collective operations of components' linear equations wait for each other without end.
-    alone = any(record.kind not in CONFORMERS for record in records)
+    # On several CPU devices the collective operations of components' linear equations wait for each other without end,
+    # and XLA aborts where it compiles a network for small minibatches (jax 0.10.1).
+    alone = network or any(record.kind not in CONFORMERS for record in records)
     devices = jax.local_devices()[:1] if alone else None
     conformers = batch.pack([record.positions for record in records], devices=devices)
     columns: dict[str, list[np.ndarray]] = {
