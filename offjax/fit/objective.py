@@ -282,9 +282,9 @@ class FitObjective:
         whole = jax.tree.map(jnp.asarray, free.selection.parameters)
         indices = jnp.asarray(free.selection.indices)
         corner = L1_CORNER * np.where(free.l1, free.widths / self.scales, 0.0)
-        arrays = (indices, *map(jnp.asarray, (self.scales, prior, free.log, np.append(corner, 0.0 * weights))))
-        whole, arrays, network = targets.conformers.replicate((whole, arrays, network))
-        self.data = FitData(targets, whole, *arrays, components, network)
+        # not committed to devices: minibatches may be shared by fewer than the whole
+        arrays = (self.scales, prior, free.log, np.append(corner, 0.0 * weights))
+        self.data = FitData(targets, whole, indices, *map(jnp.asarray, arrays), components, network)
         self.minibatch, self.seed = minibatch, seed
         self.training = np.arange(0) if training is None else np.asarray(training)
         self._last: list[_Known] = []

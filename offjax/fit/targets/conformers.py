@@ -211,8 +211,7 @@ def build(
     if any(record.driven for record in records):
         movable = batch.flatten([_movable(record) for record in records], conformers)
         settings = config.Relaxation() if relaxation is None else relaxation
-        numbers = jnp.asarray(settings.restraint), jnp.asarray(settings.tolerance)
-        restraint, tolerance = conformers.replicate(numbers)
+        restraint, tolerance = jnp.asarray(settings.restraint), jnp.asarray(settings.tolerance)
         forces = bool(np.any(np.asarray(flat["force_factor"]) > 0))
         how = Relaxation(movable, conformers.positions, restraint, tolerance, settings.max_steps, forces)
     return Targets(batch, conformers, **flat, relaxation=how)
