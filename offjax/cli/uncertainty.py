@@ -186,13 +186,16 @@ def _print(found, top: int) -> None:
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         line(f"correlated group {k}: {shown}")
     values = found.spectrum[0]
+    free = found.prior <= 0
+    unit = "of the prior's" if not free.any() else "of that of a scale"
+    better = "better than the priors" if not free.all() else "to within their scales"
     for k in range(len(values) - 1, max(len(values) - 1 - min(top, 3), -1), -1):
         words = " ".join(f"{c:+.2f} {label.section} {label.key} {label.id or ''}" for label, c in found.direction(k))
-        line(f"known least (information {values[k]:.2g} of the prior's): {words}")
+        line(f"known least (information {values[k]:.2g} {unit}): {words}")
     for kind in found.kinds:
         used = "as estimated" if found.noise == "residuals" else "taken as 1"
         line(
             f"{kind.name}: {kind.n_residuals} residuals, mean square {kind.sum_of_squares / kind.n_residuals:.3g}, "
             f"noise variance {kind.variance:.3g} ({used}), {kind.effective_parameters:.1f} parameters' worth"
         )
-    line(f"the data determine {found.n_determined} of {len(found)} directions better than the priors")
+    line(f"the data determine {found.n_determined} of {len(found)} directions {better}")

@@ -399,9 +399,9 @@ def check_properties(properties: dict[str, np.ndarray], n_atoms: int, where: str
 
 
 def check_values(properties: dict[str, np.ndarray], positions: np.ndarray, where: str, first: int = 0) -> None:
-    """Raise InputError unless Hessians are symmetric, and grids and their weights serve (positions in nm).
+    """Raise InputError unless Hessians are symmetric, atoms move in every mode, and grids and their weights serve.
 
-    ``first`` is the number of the first conformer.
+    Positions are in nm; ``first`` is the number of the first conformer.
     """
     for c, x in enumerate(positions):
         own, here = {name: values[c] for name, values in properties.items()}, f"conformer {c + first}"
@@ -411,6 +411,8 @@ def check_values(properties: dict[str, np.ndarray], positions: np.ndarray, where
                 raise InputError(
                     f"{where}, hessian of {here}: not symmetric, elements differ by {difference:.3g} kJ/mol/nm^2"
                 )
+        if (modes := own.get("modes")) is not None and len(still := np.nonzero(~np.any(modes, axis=(1, 2)))[0]):
+            raise InputError(f"{where}, modes of {here}: no atom moves in mode {still[0]} (counted from 0)")
         if (weights := own.get("grid_weights")) is not None and (np.any(weights < 0) or not np.any(weights > 0)):
             raise InputError(f"{where}, grid weights of {here}: expected no negative ones, and one above zero")
         if (grid := own.get("grid")) is not None and len(grid):

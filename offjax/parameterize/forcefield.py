@@ -274,6 +274,7 @@ def _check_user_section(term: UserTerm, handler) -> None:
     for name in ("scale14", "cutoff", "switch_width"):
         if getattr(handler, name, None) is None:
             raise InputError(f"<{term.section}> has no attribute {name}, which a pair potential needs")
+    _check_cutoff(term.section, handler)
 
 
 PAIR_OPTIONS = {
@@ -317,6 +318,24 @@ def _check_options(force_field: ForceField) -> None:
     if "GBSA" in registered and "Electrostatics" not in registered:
         raise UnsupportedError("<GBSA> without <Electrostatics> is not supported: implicit solvent acts on charges")
     require("VirtualSites", "exclusion_policy", ("parents",))
+    for section in sorted({"ProperTorsions", "ImproperTorsions"} & set(registered)):
+        for row in force_field.get_parameter_handler(section).parameters:
+            for n, periodicity in enumerate(row.periodicity, start=1):
+                if periodicity < 1:
+                    where = f"{section}/periodicity{n} {row.id or ''} {row.smirks}"
+                    raise InputError(f"force field: {where} is {periodicity}; it must be 1 or more")
+    for section in ("vdW", "Electrostatics"):
+        if section in registered:
+            _check_cutoff(section, force_field.get_parameter_handler(section))
+
+
+def _check_cutoff(section: str, handler) -> None:
+    cutoff, width = (float(getattr(handler, name).m_as("angstrom")) for name in ("cutoff", "switch_width"))
+    if not (cutoff > 0.0 and 0.0 <= width <= cutoff):
+        raise InputError(
+            f"force field: <{section}> has cutoff {cutoff:g} and switch_width {width:g} angstrom; the cutoff must be "
+            "above 0, and the switch from 0 to the cutoff wide"
+        )
 
 
 def tags(source: str) -> dict[tuple[str, int], tuple[frozenset[str], dict[str, str]]]:

@@ -137,6 +137,8 @@ def test_what_would_make_a_residual_senseless_costs_its_conformer(tmp_path):
         "esp_grid": (x + [[0.3, 0.0, 0.0]], "nm"),
         "esp": (np.ones((2, 3)), "kJ/mol/e"),
         "esp_weights": (np.ones((2, 3)), "dimensionless"),
+        "frequencies": (np.ones((2, 2)), "1/cm"),
+        "modes": (np.ones((2, 2, 3, 3)), "dimensionless"),
     }
     cases = []
     for name, index, value, words in (
@@ -145,6 +147,7 @@ def test_what_would_make_a_residual_senseless_costs_its_conformer(tmp_path):
         ("esp_grid", (1,), x[1] + 3.0, "is the unit right"),
         ("esp_weights", (1, 0), -1.0, "grid weights of conformer 1"),
         ("esp_weights", (1,), 0.0, "grid weights of conformer 1"),
+        ("modes", (1, 1), 0.0, "modes of conformer 1: no atom moves in mode 1"),
     ):
         values = np.array(good[name][0])
         values[index] = value

@@ -185,6 +185,9 @@ TEACHING = next(Path(offjax.__file__).parent.parent.glob("data/forcefields/offja
         ('length="1.45 * angstrom"', 'length="1,45 * angstrom"', r"bad\.offxml, line \d+: length is 1,45"),
         ('epsilon="0.17 *', 'epsilon="-0.17 *', r"vdW/epsilon tn9 .* is -0.17 .* must be not negative"),
         ('sigma="0.54 *', 'sigma="-0.54 *', r"vdW/sigma tn6 .* is -0.54 .* must be not negative"),
+        ('periodicity1="2"', 'periodicity1="0"', r"ProperTorsions/periodicity1 t\w+ .* is 0; it must be 1 or more"),
+        ('cutoff="9.0 *', 'cutoff="-9.0 *', r"<\w+> has cutoff -9 .* must be above 0"),
+        ('switch_width="1.0 *', 'switch_width="10.0 *', r"<vdW> has cutoff 9 and switch_width 10 angstrom"),
         ('smirks="[*:1]~[*:2]" id="tb1"', 'smirks="[*:1]~[*:2]" idd="tb1"', r"unknown attribute 'idd'(?!.*idd)"),
     ],
 )
