@@ -1,6 +1,7 @@
 """What all tests share: double precision, as the command line and the fitting drivers use it."""
 
 import gc
+import os
 from pathlib import Path
 
 import jax
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+# XLA's older emitters compile in two thirds of the time. Unset by XLA_FLAGS= in the environment; later XLA has no others.
+if jax.__version_info__ < (0, 11):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 # Most of the time of the tests is compilation: keep the programs from one run to the next.
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
