@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_enable_x64", True)
-# XLA's older emitters compile in two thirds of the time (XLA_FLAGS= in the environment: the others); later XLA has none.
+# XLA's older emitters compile in two thirds of the time (with XLA_FLAGS= in the environment the others are tested).
 if jax.__version_info__ < (0, 11):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 # Most of the time of the tests is compilation: keep the programs from one run to the next.
