@@ -159,8 +159,8 @@ class _Source(NamedTuple):
     devices: tuple[jax.Device, ...]
 
 
-class _Frame(NamedTuple):
-    """The sizes that minibatches are padded to."""
+class Frame(NamedTuple):
+    """The sizes that minibatches and other parts of a batch are padded to."""
 
     shape: Shape
     n_chunks: int
@@ -263,7 +263,12 @@ class SystemBatch:
     # --- positions --------------------------------------------------------------------------------------------------
 
     def pack(
-        self, arrays: Sequence[Any], *, check_bonds: bool = True, devices: Sequence[jax.Device] | None = None
+        self,
+        arrays: Sequence[Any],
+        *,
+        check_bonds: bool = True,
+        devices: Sequence[jax.Device] | None = None,
+        frame: Frame | None = None,
     ) -> Conformers:
         """Conformers of every molecule, ready for the energies.
 
@@ -278,6 +283,8 @@ class SystemBatch:
         devices
             The devices that share the work; None: all local ones. A process sees the cores of a CPU as one device
             unless it begins with ``jax.config.update("jax_num_cpu_devices", number_of_cores)``.
+        frame
+            What :meth:`frame` found for the parts of a batch of which this is one.
 
         Raises
         ------
@@ -297,12 +304,30 @@ class SystemBatch:
         if not counts.sum():
             raise InputError("there is no conformer at all")
         devices = tuple(jax.local_devices() if devices is None else devices)
-        if self._whole is None:
-            return self._packed(hosts, None, devices)
+        if frame is not None or self._whole is None:
+            return self._packed(hosts, frame, devices)
         alike = np.full(len(self._whole), counts.max())
         return self._packed(hosts, self._whole._frame(alike, len(self), None), devices)
 
-    def _frame(self, counts: np.ndarray, k: int, shape: Shape | None) -> _Frame:
+    def frame(self, parts: Sequence[Sequence[int]], counts: Sequence[int]) -> Frame:
+        """Common sizes for parts of the batch: ``batch.select(part).pack(arrays, frame=frame)`` gives arrays of equal
+        shapes for each of ``parts`` (indices of molecules), so that one compiled program serves all.
+
+        ``counts`` (molecule,) are the numbers of conformers of the molecules of the batch.
+        """
+        counts, prepared = np.asarray(counts), [m.prepared for m in self._host]
+        lanes = choose_lanes(counts, np.array([m.load.sum() for m in prepared]))
+        # one job a molecule tells what chunks need: balancing takes the product of jobs and chunks
+        _, shape = balanced(prepared, split(np.minimum(counts, lanes), lanes), lanes)
+        sizes = counts[:, None] * [[1, m.prepared.molecule.n_atoms, m.n_sites] for m in self._host]
+        most = np.max([sizes[part].sum(axis=0) for part in map(list, parts)], axis=0)
+        n_chunks = 0
+        for part in parts:
+            jobs = split(counts[list(part)], lanes)
+            n_chunks = max(n_chunks, 1 + int(first_fit([prepared[m] for m in part], jobs, shape).max(initial=0)))
+        return Frame(shape, n_chunks, *map(int, most))
+
+    def _frame(self, counts: np.ndarray, k: int, shape: Shape | None) -> Frame:
         """Sizes for any k molecules when each has ``counts`` conformers."""
         prepared = [m.prepared for m in self._host]
         if shape is None:
@@ -311,9 +336,9 @@ class SystemBatch:
         rows = counts * np.array([m.molecule.n_atoms for m in prepared])
         sites = counts * np.array([m.n_sites for m in self._host])
         n_conformers, n_rows, n_sites = (int(np.sort(n)[::-1][:k].sum()) for n in (counts, rows, sites))
-        return _Frame(shape, most_chunks(prepared, counts, k, shape), n_conformers, n_rows, n_sites)
+        return Frame(shape, most_chunks(prepared, counts, k, shape), n_conformers, n_rows, n_sites)
 
-    def _packed(self, arrays: list[np.ndarray], frame: _Frame | None, devices: tuple[jax.Device, ...]) -> Conformers:
+    def _packed(self, arrays: list[np.ndarray], frame: Frame | None, devices: tuple[jax.Device, ...]) -> Conformers:
         prepared = [m.prepared for m in self._host]
         counts = np.array([len(a) for a in arrays])
         sizes = np.array([m.molecule.n_atoms for m in prepared])
@@ -322,9 +347,7 @@ class SystemBatch:
             jobs = split(counts, lanes)
             chunk, shape = balanced(prepared, jobs, lanes, len(devices))
             sites = counts * np.array([m.n_sites for m in self._host])
-            frame = _Frame(
-                shape, int(chunk.max()) + 1, int(counts.sum()), int((counts * sizes).sum()), int(sites.sum())
-            )
+            frame = Frame(shape, int(chunk.max()) + 1, int(counts.sum()), int((counts * sizes).sum()), int(sites.sum()))
         else:
             jobs = split(counts, frame.shape.lanes)
             chunk = first_fit(prepared, jobs, frame.shape)
@@ -356,7 +379,7 @@ class SystemBatch:
             _Source(self, arrays, frame.shape, devices),
         )
 
-    def _sites(self, molecule: np.ndarray, frame: _Frame, dtype, place) -> Sites | None:
+    def _sites(self, molecule: np.ndarray, frame: Frame, dtype, place) -> Sites | None:
         if not frame.n_sites:
             return None
         return _placed(Sites.of([m.terms for m in self._host], molecule, frame.n_rows, frame.n_sites), dtype, place)

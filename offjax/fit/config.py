@@ -160,6 +160,10 @@ class Objective(_Table):
     temperature: Positive | None = Field(
         None, description="K: weight conformers by exp(-(E - E_min)/RT); none: equally"
     )
+    parts: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="molecules are computed in so many parts, one after the other: for data larger than memory",
+    )
 
     @pydantic.model_validator(mode="after")
     def _something(self):
@@ -367,6 +371,14 @@ class FitConfig(_Table):
     def _whole_batches(self):
         if self.workers.n_shards and self.optimizer.minibatch is not None:
             raise ValueError("optimizer.minibatch cannot be combined with [workers]: leave one of them out")
+        if self.objective.parts is not None:
+            for there, name in (
+                (self.workers.n_shards, "[workers], whose shards are parts"),
+                (self.optimizer.minibatch is not None, "optimizer.minibatch"),
+                (self.network is not None, "[network]; take optimizer.minibatch"),
+            ):
+                if there:
+                    raise ValueError(f"objective.parts cannot be combined with {name}: leave one of them out")
         return self
 
     @classmethod

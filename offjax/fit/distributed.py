@@ -1,11 +1,10 @@
 """The objective of a fit, its molecules shared by processes of a Dask cluster.
 
-The objective is a sum over molecules, so each *shard* of them is an objective of its own, without prior; its value,
-gradient and J^T J are computed by the worker that holds it, or by one that is free, and added here, always in the
-order of the shards: the result does not depend on the number of workers, nor on which of them died. What a shard
-needs lies in a file that every worker can read; a worker that takes over from a dead one reads it again, and only the
-dead worker's tasks are repeated. Compiled programs and packed data stay in the worker from one iteration to the next,
-and so do energies and forces until they are asked for.
+The value, gradient and J^T J of each shard (:mod:`offjax.fit.shards`) are computed by the worker that holds it, or by
+one that is free, and added here, always in the order of the shards: the result does not depend on the number of
+workers, nor on which of them died. What a shard needs lies in a file that every worker can read; a worker that takes
+over from a dead one reads it again, and only the dead worker's tasks are repeated. Compiled programs and packed data
+stay in the worker from one iteration to the next, and so do energies and forces until they are asked for.
 """
 
 from __future__ import annotations
@@ -14,16 +13,14 @@ import contextlib
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from offjax.batch import SystemBatch
 from offjax.errors import InputError, UnsupportedError
@@ -32,60 +29,16 @@ from offjax.fit.config import FitConfig, Workers
 from offjax.fit.free import FreeParameters
 from offjax.fit.jobqueue import KEEP_MEMORY, LOOK, Jobs
 from offjax.fit.network import Correction
-from offjax.fit.objective import ComponentParts, FitObjective, Parts
+from offjax.fit.objective import FitObjective
 from offjax.fit.progress import Silent
-from offjax.fit.targets import components
+from offjax.fit.shards import Shard, ShardedObjective, accumulated, balanced
 from offjax.interop.files import owner, remove_abandoned, write_atomically
-from offjax.interop.records import Record
-from offjax.md.neural import ElementNetwork
 
 STARTS = 3
 """How often local workers are started before the fit gives up on processes that die as they start."""
 
 ALLOWED_FAILURES = 10
 """How often a task may lose its worker before the fit gives up: what kills every worker is in the data."""
-
-
-@dataclass(frozen=True, eq=False)
-class Shard:
-    """Some molecules of a fit, as they are sent to a worker; ``weights`` (molecule,) are 0 for held-out ones."""
-
-    batch: SystemBatch
-    records: list[Record]
-    weights: np.ndarray
-    config: FitConfig
-    free: FreeParameters
-    network: ElementNetwork | None = None
-
-    def objective(self) -> FitObjective:
-        """The part of the objective that these molecules make, without prior."""
-        c = self.config
-        packed = targets.build(
-            self.batch, self.records, self.weights, c.objective, c.relaxation, self.network is not None
-        )
-        others = components.build(self.batch.systems, self.records, self.weights, c)
-        correction = Correction.of(self.network, self.batch.systems, packed, c.network)
-        return FitObjective(packed, self.free, 0.0, components=others, network=correction)
-
-
-class Sums(NamedTuple):
-    """What a shard adds to f by energies, forces and each kind of its components."""
-
-    energy: np.ndarray
-    force: np.ndarray
-    components: dict[str, np.ndarray]
-
-
-class _Terms(NamedTuple):
-    """The sums of a shard and its number of failed minimisations; each molecule's energies and forces; its components
-    by kind, with their members.
-    """
-
-    sums: Sums
-    unconverged: np.ndarray
-    energies: list[np.ndarray]
-    forces: list[np.ndarray]
-    components: dict[str, tuple[tuple[int, ...], ComponentParts]]
 
 
 @dataclass(frozen=True)
@@ -106,10 +59,10 @@ def hold(path: str) -> Held:
     return Held(path)
 
 
-def evaluate(shard: Held, method: str, x: np.ndarray) -> Any:
-    """On a worker: one method of a shard's objective, as NumPy arrays."""
+def on_worker(shard: Held, function: Callable, *arguments) -> Any:
+    """On a worker: function(objective, *arguments) of a shard's objective."""
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, getattr(_objective(shard.path), method)(jnp.asarray(x)))
+        return function(_objective(shard.path), *arguments)
 
 
 @cache
@@ -120,44 +73,12 @@ def _objective(path: str) -> FitObjective:
         return cloudpickle.loads(Path(path).read_bytes()).objective()
 
 
-def sums(shard: Held, x: np.ndarray) -> Sums:
-    """On a worker: what a shard adds to f. Energies and forces stay there, for :func:`parts`."""
-    return _sums(shard, evaluate(shard, "parts", x))
+class DistributedObjective(ShardedObjective):
+    """The objective whose shards are computed by the workers of a Dask client.
 
-
-def _sums(shard: Held, found: Parts) -> Sums:
-    pairs = zip(_objective(shard.path).data.components, found.components, strict=True)
-    return Sums(found.energy, found.force, {component.kind: at.value for component, at in pairs})
-
-
-def sums_and_gradient(shard: Held, x: np.ndarray) -> tuple[Sums, np.ndarray]:
-    """On a worker: what a shard adds to f, and its gradient."""
-    _, gradient = evaluate(shard, "value_and_gradient", x)
-    return sums(shard, x), gradient
-
-
-def parts(shard: Held, x: np.ndarray) -> _Terms:
-    """On a worker: the terms of a shard."""
-    found, data = evaluate(shard, "parts", x), _objective(shard.path).data
-    packed = data.targets
-    energies, forces = (packed.batch.unpack(v, packed.conformers) for v in (found.energies, found.forces))
-    pairs = zip(data.components, found.components, strict=True)
-    others = {component.kind: (component.members, at._replace(found=None)) for component, at in pairs}
-    return _Terms(_sums(shard, found), found.unconverged, energies, forces, others)
-
-
-class DistributedObjective(FitObjective):
-    """The objective whose terms are computed by the workers of a Dask client.
-
-    ``shards`` are the molecules of each shard, as positions in the batch of ``targets``, ``contents`` their names;
-    ``files`` where the workers find them, ``held`` what the scheduler knows of who has read them. Workers begin every
-    minimisation of torsion profiles at the reference geometries, so that nothing is lost with one of them.
+    ``contents`` are the names of the molecules of each shard, ``files`` where the workers find them; ``held`` is what
+    the scheduler knows of who has read them.
     """
-
-    starts = ()
-
-    def settle(self, x) -> None:
-        """Nothing: see above."""
 
     def __init__(
         self,
@@ -173,31 +94,22 @@ class DistributedObjective(FitObjective):
         client,
         jobs: Jobs | None,
     ):
-        super().__init__(whole, free, prior_weight, components=components, network=network)
-        self.shards, self.files, self.contents, self.client, self.jobs = shards, files, contents, client, jobs
+        super().__init__(whole, free, prior_weight, components, network, shards=shards)
+        self.contents, self.client, self.jobs = contents, client, jobs
         self.held = [client.submit(hold, file, pure=False) for file in files]
-        self.scalar = self._traceable()
-        self._points: list[tuple[bytes, dict[Any, list[Any]]]] = []
 
-    def _at(self, x: np.ndarray) -> dict[Any, list[Any]]:
-        """What was computed at a point; that of two points is remembered, as in :meth:`FitObjective.parts`."""
-        point = x.tobytes()
-        known = next((item for item in self._points if item[0] == point), (point, {}))
-        self._points = [known, *(item for item in self._points if item[0] != point)][:2]
-        return known[1]
+    def _by_molecule(self, values):
+        """Flat, in the layout of the whole batch."""
+        return self.data.targets.batch.flatten(values, self.data.targets.conformers)
 
-    def _all(self, function, x, *arguments) -> list[Any]:
-        """The results of all shards, in their order."""
-        x = np.asarray(x, dtype=np.float64)
-        found, key = self._at(x), (function, arguments)
-        if key not in found:
-            # with names of their own, for of tasks of one name the scheduler does not ask who holds the shard
-            tasks = [
-                self.client.submit(function, shard, *arguments, x, key=f"{function.__name__}-{k}-{uuid.uuid4()}")
-                for k, shard in enumerate(self.held)
-            ]
-            found[key] = self._gathered(tasks)
-        return found[key]
+    def _results(self, function, x, arguments):
+        # with names of their own, for of tasks of one name the scheduler does not ask who holds the shard
+        name = function.__name__
+        tasks = [
+            self.client.submit(on_worker, shard, function, *arguments, x, key=f"{name}-{k}-{uuid.uuid4()}")
+            for k, shard in enumerate(self.held)
+        ]
+        return self._gathered(tasks)
 
     def _gathered(self, tasks) -> list[Any]:
         """The results of tasks; jobs that end in the meantime are replaced."""
@@ -216,112 +128,11 @@ class DistributedObjective(FitObjective):
                 "raise workers.options.memory, or workers.shards for fewer molecules at once"
             ) from None
 
-    def _priors(self, x) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-        """The residuals of the priors and their derivatives."""
-        return jax.tree.map(np.asarray, self.data.priors(jnp.asarray(x, jnp.float64)))
-
-    def value_and_gradient(self, x, data=None):
-        """f(x) and its gradient."""
-        if data is not None and data is not self.data:
-            raise UnsupportedError("workers share whole batches only; leave out optimizer.minibatch or [workers]")
-        found = self._all(sums_and_gradient, x)
-        total, gradients = self._total([one for one, _ in found], x), [gradient for _, gradient in found]
-        residual, slope = self._priors(x)
-        return jnp.asarray(total), jnp.asarray(sum(gradients) + slope * residual)
-
-    def value(self, x):
-        """f(x)."""
-        known = self._at(np.asarray(x, dtype=np.float64))
-        if (sums_and_gradient, ()) in known:
-            found = [one for one, _ in self._all(sums_and_gradient, x)]
-        elif (parts, ()) in known:
-            found = [terms.sums for terms in self._all(parts, x)]
-        else:
-            found = self._all(sums, x)
-        return jnp.asarray(self._total(found, x))
-
-    def _total(self, found: Sequence[Sums], x):
-        """f(x) of the sums of all shards, added as :func:`offjax.fit.objective.parts` adds."""
-        kinds = [component.kind for component in self.data.components]
-        others = [sum(one.components[kind] for one in found if kind in one.components) for kind in kinds]
-        prior = 0.5 * np.sum(self._priors(x)[0] ** 2)
-        return sum(one.energy for one in found) + sum(one.force for one in found) + prior + sum(others)
-
-    def gauss_newton(self, x):
-        """f, J^T r and J^T J."""
-        found = self._all(evaluate, x, "gauss_newton")
-        residual, slope = self._priors(x)
-        value, gradient, matrix = (sum(column) for column in zip(*found, strict=True))
-        return (
-            jnp.asarray(value + 0.5 * np.sum(residual**2)),
-            jnp.asarray(gradient + slope * residual),
-            jnp.asarray(matrix + np.diag(slope**2)),
-        )
-
-    def parts(self, x) -> Parts:
-        """The terms of f, and energies and forces of all molecules in the layout of the whole batch."""
-        found = self._all(parts, x)
-        whole = self.data.targets
-        order = np.argsort(np.concatenate(self.shards))
-
-        def flat(quantity):
-            molecules = [v for terms in found for v in getattr(terms, quantity)]
-            return whole.batch.flatten([molecules[m] for m in order], whole.conformers)
-
-        columns = ((t.sums.energy for t in found), (t.sums.force for t in found), (t.unconverged for t in found))
-        energy, force, unconverged = (jnp.asarray(sum(column)) for column in columns)
-        prior = jnp.asarray(0.5 * np.sum(self._priors(x)[0] ** 2))
-        others = tuple(
-            self._merged(component, [terms.components for terms in found]) for component in self.data.components
-        )
-        value = jnp.asarray(self._total([terms.sums for terms in found], x))
-        return Parts(energy, force, prior, flat("energies"), flat("forces"), None, unconverged, others, value)
-
-    def component_normals(self, x):
-        """Workers add up all kinds of data."""
-        raise UnsupportedError("the blocks of single kinds of data are not computed by workers; leave out [workers]")
-
-    def _merged(self, component, found: list[dict[str, Any]]) -> ComponentParts:
-        """One component from its parts in the shards."""
-        place = {m: i for i, m in enumerate(component.members)}
-        value, unconverged = 0.0, 0
-        losses = np.zeros(len(place))
-        errors: dict[str, np.ndarray] = {}
-        for shard, others in zip(self.shards, found, strict=True):
-            if component.kind in others:
-                members, at = others[component.kind]
-                at_record = [place[shard[m]] for m in members]
-                value, unconverged = value + at.value, unconverged + at.unconverged
-                losses[at_record] = at.losses
-                for quantity, squares in at.errors.items():
-                    errors.setdefault(quantity, np.full(len(place), np.nan))[at_record] = squares
-        return ComponentParts(jnp.asarray(value), losses, errors, jnp.asarray(unconverged), None)
-
-    def _traceable(self):
-        """f as a function that JAX can trace and differentiate once: its value and gradient come from the workers."""
-
-        def call(x):
-            return jax.tree.map(np.asarray, self.value_and_gradient(x))
-
-        def both(x):
-            shapes = (jax.ShapeDtypeStruct((), x.dtype), jax.ShapeDtypeStruct(x.shape, x.dtype))
-            return jax.pure_callback(call, shapes, x)
-
-        @jax.custom_jvp
-        def scalar(x, data):
-            return both(x)[0]
-
-        @scalar.defjvp
-        def rule(primals, tangents):
-            value, gradient = both(primals[0])
-            return value, gradient @ tangents[0]
-
-        return scalar
-
 
 @contextlib.contextmanager
 def shared(config: FitConfig, prepared, progress: Silent | None = None) -> Iterator[FitObjective]:
-    """The objective of a :class:`offjax.fit.driver.Prepared`, computed by the workers that ``[workers]`` asks for.
+    """The objective of a :class:`offjax.fit.driver.Prepared`, computed by the workers that ``[workers]`` asks for, or
+    in the parts of ``objective.parts``, one after the other.
 
     Raises
     ------
@@ -330,12 +141,14 @@ def shared(config: FitConfig, prepared, progress: Silent | None = None) -> Itera
     UnsupportedError
         Dask, or dask-jobqueue for a queueing system, is not installed.
     """
+    if config.objective.parts is not None:
+        yield accumulated(config, prepared)
+        return
     if not config.workers.n_shards:
         yield prepared.objective(config)
         return
     cloudpickle = _required("cloudpickle", "distributed")
-    cost = [r.n_conformers * r.positions.shape[1] ** 2 for r in prepared.records]
-    shards = balanced(cost, config.workers.n_shards)
+    shards = balanced(prepared.records, config.workers.n_shards)
     remove_abandoned(config.output.directory, "workers-")
     with (
         tempfile.TemporaryDirectory(prefix=f"workers-{owner()}.", dir=config.output.directory) as folder,
@@ -365,21 +178,6 @@ def shared(config: FitConfig, prepared, progress: Silent | None = None) -> Itera
             client=client,
             jobs=jobs,
         )
-
-
-def balanced(cost: Sequence[float], n: int) -> list[np.ndarray]:
-    """Indices of at most n parts of about equal cost, each sorted; the largest first, each to the cheapest part.
-
-    >>> [part.tolist() for part in balanced([5, 1, 1, 4, 3], 2)]
-    [[0, 1, 2], [3, 4]]
-    """
-    parts: list[list[int]] = [[] for _ in range(min(n, len(cost)))]
-    filled = np.zeros(len(parts))
-    for item in np.argsort(-np.asarray(cost), kind="stable"):
-        chosen = int(np.argmin(filled))
-        parts[chosen].append(int(item))
-        filled[chosen] += cost[item]
-    return [np.sort(part) for part in parts]
 
 
 def _required(module: str, extra: str) -> Any:

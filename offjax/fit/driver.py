@@ -10,10 +10,12 @@ import contextlib
 import hashlib
 import json
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +28,17 @@ from offjax.errors import InputError, OffjaxError
 from offjax.fit import distributed, metrics, network, optimizers, provenance, stopping, targets
 from offjax.fit import free as free_parameters
 from offjax.fit.checkpoint import Checkpoint, differences
-from offjax.fit.config import DataSet, FitConfig, Objective
+from offjax.fit.config import DataSet, FitConfig, Objective, Relaxation
 from offjax.fit.free import FreeParameters
 from offjax.fit.network import Correction
 from offjax.fit.objective import FitObjective
 from offjax.fit.progress import Silent
 from offjax.fit.result import FitResult, MoleculeResult
+from offjax.fit.shards import spill_records
 from offjax.fit.stopping import Kept
 from offjax.fit.targets import CONFORMERS, Component, components
 from offjax.interop import definitions, reading, torsiondrives
-from offjax.interop.files import write_atomically
+from offjax.interop.files import owner, remove_abandoned, write_atomically
 from offjax.interop.records import Problem, Record
 from offjax.md.neural import ElementNetwork
 from offjax.system import System
@@ -79,7 +82,12 @@ def _run(config: FitConfig, resume: bool, progress: Silent, stack: contextlib.Ex
     clock = time.perf_counter()
     directory = config.output.directory
     directory.mkdir(parents=True, exist_ok=True)
-    data = prepare(config, progress)
+    folder = None
+    if config.objective.parts is not None:
+        remove_abandoned(directory, "parts-")
+        place = tempfile.TemporaryDirectory(prefix=f"parts-{owner()}.", dir=directory, ignore_cleanup_errors=True)
+        folder = Path(stack.enter_context(place))
+    data = prepare(config, progress, folder)
     optimizer = make_optimizer(config)
     objective = stack.enter_context(distributed.shared(config, data, progress))
     path = directory / "checkpoint.npz"
@@ -162,11 +170,10 @@ def make_optimizer(config: FitConfig) -> optimizers.Optimizer:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Records and Systems in one order, the split, the free parameters and the packed targets.
+    """Records and Systems in one order, the split and the free parameters.
 
-    ``weights`` (molecule,) are those of the data sets, 0 for held-out molecules. ``targets`` hold all molecules, with
-    weight 0 those whose energies are not fitted; these are in ``components``. ``network`` is fitted too, if there is
-    one.
+    ``weights`` (molecule,) are those of the data sets, 0 for held-out molecules. ``components`` hold the data that are
+    no energies. ``network`` is fitted too, if there is one. ``folder`` is where a fit in parts keeps its arrays.
     """
 
     records: list[Record]
@@ -175,12 +182,22 @@ class Prepared:
     validation: np.ndarray
     weights: np.ndarray
     free: FreeParameters
-    targets: targets.Targets
+    batch: SystemBatch
     digest: str
     problems: list[Problem]
     weighting: Objective
+    relaxation: Relaxation
     components: tuple[Component, ...] = ()
     network: ElementNetwork | None = None
+    folder: Path | None = None
+
+    @cached_property
+    def targets(self) -> targets.Targets:
+        """All molecules packed, with weight 0 those whose energies are not fitted."""
+        with jax.enable_x64(True):
+            return targets.build(
+                self.batch, self.records, self.weights, self.weighting, self.relaxation, self.network is not None
+            )
 
     @property
     def n_conformers(self) -> int:
@@ -211,6 +228,8 @@ class Prepared:
 
     def unpack(self, parts) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Energies (n,) and forces (n, atoms, 3) of each molecule."""
+        if isinstance(parts.energies, list):
+            return parts.energies, parts.forces
         batch, conformers = self.targets.batch, self.targets.conformers
         energies = [np.asarray(e) for e in batch.unpack(np.asarray(parts.energies), conformers)]
         return energies, [np.asarray(f) for f in batch.unpack(np.asarray(parts.forces), conformers)]
@@ -363,8 +382,11 @@ class Prepared:
         )
 
 
-def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
-    """Read the data, parameterize each molecule, split, choose the free parameters and pack."""
+def prepare(config: FitConfig, progress: Silent | None = None, folder: Path | None = None) -> Prepared:
+    """Read the data, parameterize each molecule, split and choose the free parameters.
+
+    With a ``folder`` positions and forces lie in files there, and only what is used of them in memory.
+    """
     progress = Silent() if progress is None else progress
     progress.stage("reading reference data")
     records, weights, problems = [], [], []
@@ -382,6 +404,8 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
         )
         problems += found.problems
         chosen = _points(found.records, data, problems)
+        if folder is not None:
+            chosen = spill_records(chosen, folder)
         records += chosen
         weights += [data.weight] * len(chosen)
     if not records:
@@ -405,7 +429,6 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
     free = free_parameters.choose(config, [s for s, t in zip(systems, train, strict=True) if t], names)
     batch = SystemBatch.from_systems(systems)
     factors = np.where(train, weights, 0.0)
-    packed = targets.build(batch, records, factors, config.objective, config.relaxation, config.network is not None)
     others = components.build(systems, records, factors, config)
     digest = _digest(records, systems, train, tied.digest)
     start = None
@@ -414,7 +437,20 @@ def prepare(config: FitConfig, progress: Silent | None = None) -> Prepared:
         digest = hashlib.sha256(f"{digest} {network.digest(start)}".encode()).hexdigest()
         _unseen(systems, train, progress)
     return Prepared(
-        records, systems, train, validation, factors, free, packed, digest, problems, config.objective, others, start
+        records,
+        systems,
+        train,
+        validation,
+        factors,
+        free,
+        batch,
+        digest,
+        problems,
+        config.objective,
+        config.relaxation,
+        others,
+        start,
+        folder,
     )
 
 

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from offjax.batch import Conformers, PlainBatch, SystemBatch
+from offjax.batch import Conformers, Frame, PlainBatch, SystemBatch
 from offjax.constants import GAS_CONSTANT
 from offjax.fit import config
 from offjax.fit.config import Objective
@@ -181,8 +181,10 @@ def build(
     objective: Objective,
     relaxation: config.Relaxation | None = None,
     network: bool = False,
+    frame: Frame | None = None,
 ) -> Targets:
-    """Pack the records, in the batch's order of molecules; ``weights[m]`` is w_m (0: held out).
+    """Pack the records, in the batch's order of molecules; ``weights[m]`` is w_m (0: held out). A ``frame`` is that of
+    :meth:`SystemBatch.pack`.
 
     Records with a driven dihedral are torsion profiles, minimised as ``relaxation`` says. Those of other kinds have
     weight 0 here, and keep everything on one device; so does a ``network``.
@@ -191,7 +193,7 @@ def build(
     # and XLA aborts where it compiles a network for small minibatches (jax 0.10.1).
     alone = network or any(record.kind not in CONFORMERS for record in records)
     devices = jax.local_devices()[:1] if alone else None
-    conformers = batch.pack([record.positions for record in records], devices=devices)
+    conformers = batch.pack([record.positions for record in records], devices=devices, frame=frame)
     columns: dict[str, list[np.ndarray]] = {
         k: [] for k in ("reference", "energies", "energy_factor", "forces", "force_factor")
     }
