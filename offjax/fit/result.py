@@ -7,12 +7,11 @@ are described in ``docs/fit-files.md``.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -23,7 +22,7 @@ from offjax.fit.free import FreeParameters, LeftOut, tying
 from offjax.fit.targets import QUANTITIES
 from offjax.fit.ties import TiedSelection
 from offjax.interop import definitions
-from offjax.interop.files import write_atomically
+from offjax.interop.files import write_atomically, written_atomically
 from offjax.interop.records import components
 from offjax.md.neural import ElementNetwork
 from offjax.parameters import ParameterSet, Selection
@@ -150,7 +149,8 @@ class FitResult:
         if self.network is not None:
             files.insert(2, self.directory / NETWORK)
             self.network.save(files[2])
-        write_atomically(files[-1], self._hdf5())
+        with written_atomically(files[-1]) as file:
+            self._hdf5(file)
         return files
 
     def _offxml(self) -> str:
@@ -180,9 +180,8 @@ class FitResult:
         body = "\n  ".join(line.replace("--", "- -") for line in lines)
         return f"<!--\n  {body}\n-->\n"
 
-    def _hdf5(self) -> bytes:
-        buffer = io.BytesIO()
-        with h5py.File(buffer, "w") as file:
+    def _hdf5(self, target: BinaryIO) -> None:
+        with h5py.File(target, "w") as file:
             file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
             header = {
                 "config": self.config.model_dump(mode="json"),
@@ -213,7 +212,6 @@ class FitResult:
                 for name in _ARRAYS:
                     if (values := getattr(molecule, name)) is not None:
                         group.create_dataset(name, data=values, compression="gzip", shuffle=True)
-        return buffer.getvalue()
 
     def _left_out(self):
         order = {label: i for i, label in enumerate(self.initial.schema.flat)}

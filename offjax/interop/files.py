@@ -14,13 +14,23 @@ import shutil
 import socket
 import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from offjax.errors import InputError
 
 
 def write_atomically(path, content: bytes) -> None:
-    """Write a file under a temporary name in the same directory, then rename it: old or new content, never a part.
+    """Write a file that has all of ``content`` or is not there; see :func:`written_atomically`."""
+    with written_atomically(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def written_atomically(path) -> Iterator[BinaryIO]:
+    """A file to be written, under a temporary name in the same directory; when the context ends it is renamed: ``path``
+    has its old or new content, never a part.
 
     What earlier writers of the file left behind when they were killed is removed.
 
@@ -40,15 +50,16 @@ def write_atomically(path, content: bytes) -> None:
         prefix = f".{path.name}.{owner()}."
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=prefix, suffix=".tmp", delete=False) as file:
             temporary = file.name
-            file.write(content)
+            yield cast(BinaryIO, file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)  # not there any more if all went well
 
 
 def owner() -> str:

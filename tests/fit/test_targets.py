@@ -17,6 +17,7 @@ from offjax.fit import FitConfig, FitResult, conflicts, distributed, run, summar
 from offjax.fit import config as fit_config
 from offjax.fit.driver import prepare
 from offjax.fit.result import MoleculeResult
+from offjax.fit.shards import accumulated
 from offjax.fit.targets import internal, modes
 from offjax.fit.targets.gradients import MinimumGradients
 from offjax.fit.targets.interactions import InteractionEnergies
@@ -410,6 +411,17 @@ def check_shards(data, chosen, whole, x):
             np.testing.assert_allclose(a.errors[quantity], squares)
 
 
+def check_parts(data, chosen, whole, x):
+    """So are the sums of parts that one process computes one after the other."""
+    chosen = chosen.model_copy(update={"objective": chosen.objective.model_copy(update={"parts": 2})})
+    parts = accumulated(chosen, replace(data, folder=chosen.output.directory.parent))
+    for method in ("gauss_newton", "value_and_gradient"):
+        for a, b in zip(getattr(parts, method)(x), getattr(whole, method)(x), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+    for a, b in zip(parts.parts(x).components, whole.parts(x).components, strict=True):
+        np.testing.assert_allclose(a.losses, b.losses)
+
+
 def check_minibatches(data, chosen, whole, x):
     """The mean over the parts of an epoch is the objective; each has a share of every kind."""
     adam = chosen.optimizer.model_copy(update={"method": "adam", "minibatch": 2})
@@ -449,6 +461,7 @@ def test_interaction_energies_and_electrostatic_potentials(dimers, tmp_path):
         assert objective.parts(x) is here  # where an optimiser stands after a trial that is rejected
         check_derivatives(objective, x)
         check_shards(data, chosen, objective, x)
+        check_parts(data, chosen, objective, x)
         check_minibatches(data, chosen, objective, x)
         # charges have no places; the oxygen of water has one in each dimer, and only one dimer's energies count
         found = conflicts.analyse(data, chosen, x, top=0)

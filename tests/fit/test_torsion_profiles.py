@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import offjax
 from offjax import constants
 from offjax.fit import FitConfig, conflicts, find_conflicts, run, uncertainty
 from offjax.fit.driver import prepare
+from offjax.fit.shards import accumulated
 from offjax.fit.split import refit_files, split
 from offjax.interop.torsiondrives import dihedrals
 
@@ -140,6 +142,7 @@ def test_the_jacobian_of_relaxed_energies_is_exact(table, tmp_path):
 
 TWO_DEVICES = """
 import sys
+from dataclasses import replace
 import jax, numpy as np
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_disable_most_optimizations", True)
@@ -171,6 +174,22 @@ def test_two_devices_relax_profiles_as_one_does(tmp_path):
         for line, values in zip(lines, objective.gauss_newton(np.linspace(0.5, 1.0, len(objective))), strict=True):
             scale = np.abs(values).max()
             np.testing.assert_allclose([float(v) for v in line.split()], np.ravel(values), rtol=1e-6, atol=1e-9 * scale)
+
+
+def test_profiles_in_parts(table, tmp_path):
+    with jax.enable_x64(True):
+        chosen = config(table, tmp_path)
+        data = prepare(chosen)
+        twice = replace(data.records[0], positions=data.records[0].positions + 0.01)
+        records, systems = [data.records[0], twice], 2 * data.systems
+        data = replace(
+            data, records=records, systems=systems, batch=offjax.SystemBatch.from_systems(systems), weights=np.ones(2)
+        )
+        chosen = chosen.model_copy(update={"objective": chosen.objective.model_copy(update={"parts": 2})})
+        parts, whole = accumulated(chosen, replace(data, folder=tmp_path)), data.objective(chosen)
+        x = jnp.linspace(0.5, 1.0, len(whole))
+        for a, b in zip(parts.gauss_newton(x), whole.gauss_newton(x), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9 * np.abs(b).max())
 
 
 def test_a_fit_finds_the_parameters_and_resumes_exactly(table, tmp_path):
