@@ -34,7 +34,6 @@ from offjax.fit.network import Correction
 from offjax.fit.objective import FitObjective
 from offjax.fit.progress import Silent
 from offjax.fit.result import FitResult, MoleculeResult
-from offjax.fit.shards import spill_records
 from offjax.fit.stopping import Kept
 from offjax.fit.targets import CONFORMERS, Component, components
 from offjax.interop import definitions, reading, torsiondrives
@@ -401,11 +400,10 @@ def prepare(config: FitConfig, progress: Silent | None = None, folder: Path | No
             molecule=data.molecule,
             sign=data.sign,
             check_units=data.check_units,
+            folder=folder,
         )
         problems += found.problems
         chosen = _points(found.records, data, problems)
-        if folder is not None:
-            chosen = spill_records(chosen, folder)
         records += chosen
         weights += [data.weight] * len(chosen)
     if not records:

@@ -8,8 +8,6 @@ then only the arrays of one shard are in memory at a time, while those of the ot
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +27,7 @@ from offjax.fit.network import Correction
 from offjax.fit.objective import ComponentParts, FitData, FitObjective, Parts
 from offjax.fit.targets import Targets, components
 from offjax.interop.records import Record
+from offjax.interop.spill import spill
 from offjax.md.neural import ElementNetwork
 
 
@@ -339,33 +338,6 @@ class _Stored:
     @staticmethod
     def _placed(array: np.ndarray, place):
         return jnp.asarray(array) if place is None else jax.device_put(array, place)
-
-
-def spill(arrays: Sequence[np.ndarray], folder: Path) -> list[np.ndarray]:
-    """The same arrays, of one dtype and read-only, in a file of ``folder`` that is mapped into memory: the operating
-    system keeps of it what there is room for. The file is removed with the arrays, or with the folder.
-    """
-    if not sum(a.size for a in arrays):
-        return list(arrays)
-    handle, path = tempfile.mkstemp(dir=folder, prefix="spilled-")
-    with os.fdopen(handle, "wb") as file:
-        for array in arrays:
-            file.write(np.ascontiguousarray(array).data)
-    mapped = np.memmap(path, dtype=arrays[0].dtype, mode="r")
-    with contextlib.suppress(PermissionError):  # Windows removes no file that is mapped
-        os.unlink(path)
-    ends = np.cumsum([a.size for a in arrays])
-    return [mapped[end - a.size : end].reshape(a.shape) for a, end in zip(arrays, ends, strict=True)]
-
-
-def spill_records(records: Sequence[Record], folder: Path) -> list[Record]:
-    """The records with positions and forces in a file, see :func:`spill`."""
-    positions = spill([r.positions for r in records], folder)
-    forces = iter(spill([r.forces for r in records if r.forces is not None], folder))
-    return [
-        replace(r, positions=x, forces=None if r.forces is None else next(forces))
-        for r, x in zip(records, positions, strict=True)
-    ]
 
 
 def accumulated(config: FitConfig, prepared) -> AccumulatedObjective:

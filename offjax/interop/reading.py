@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from offjax.errors import InputError
-from offjax.interop import descent, energy_units, forcebalance, forcebalance_geometries, qcjson, spice, xyz
+from offjax.interop import descent, energy_units, forcebalance, forcebalance_geometries, qcjson, spice, spill, xyz
 from offjax.interop.records import Reading, chosen, collect
 
 Format = Literal[
@@ -64,6 +64,7 @@ def read(
     molecule: str | None = None,
     sign: forcebalance.Sign = "auto",
     check_units: bool = True,
+    folder: Path | None = None,
 ) -> Reading:
     """The records of one file, and its problems.
 
@@ -85,6 +86,9 @@ def read(
     check_units
         Reject records whose energies or forces cannot have the unit that the file declares:
         :mod:`offjax.interop.energy_units`.
+    folder
+        Where positions and forces are kept in files (:mod:`offjax.interop.spill`); None: in memory. Of SPICE's and
+        descent's formats one record at a time is in memory then.
 
     Raises
     ------
@@ -116,7 +120,9 @@ def read(
         else:
             items = list(xyz.scan(path, forces=forces))
         found = chosen(path, items, include, exclude)
-    return collect(energy_units.checked(found) if check_units else found, strict)
+    if check_units:
+        found = energy_units.checked(found)
+    return collect(found if folder is None else spill.spilled(found, folder), strict)
 
 
 def guess(path: Path) -> Format:

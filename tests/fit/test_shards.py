@@ -7,17 +7,27 @@ import pytest
 
 from offjax import InputError
 from offjax.fit import FitConfig, driver, run
-from offjax.fit.shards import AccumulatedObjective, accumulated, spill
+from offjax.fit.shards import AccumulatedObjective, accumulated
+from offjax.interop import reading, spill
 
 
 def test_spilled_arrays_are_what_they_were(tmp_path, rng):
     arrays = [rng.normal(size=shape) for shape in ((3, 4, 3), (0, 5, 3), (2,), (1, 1))]
-    found = spill(arrays, tmp_path)
+    found = spill.spill(arrays, tmp_path)
     for a, b in zip(arrays, found, strict=True):
         np.testing.assert_array_equal(a, b)
         assert a.shape == b.shape and not b.flags.writeable
-    assert spill([], tmp_path) == [] and not list(tmp_path.iterdir())
+    assert spill.spill([], tmp_path) == [] and not list(tmp_path.iterdir())
     del found, b
+
+
+@pytest.mark.parametrize("block", [0, 1000, spill.BLOCK])
+def test_records_that_lie_in_files(block, data_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(spill, "BLOCK", block)
+    here, there = reading.read(data_file), reading.read(data_file, folder=tmp_path)
+    assert [r.digest for r in there.records] == [r.digest for r in here.records] and len(here.records) == 3
+    assert there.problems == here.problems
+    assert not any(a.flags.owndata or a.flags.writeable for r in there.records for a in (r.positions, r.forces))
 
 
 @pytest.fixture(scope="module")
