@@ -311,7 +311,7 @@ class _Stored:
         self._objective, self._path = objective, path
         self._batch = objective.data.targets.batch
         leaves, self._tree = jax.tree.flatten(objective.data)
-        self._places = [leaf.sharding if leaf.committed else None for leaf in leaves]
+        self._places = [leaf.sharding if getattr(leaf, "committed", False) else None for leaf in leaves]
         with open(path, "wb") as file:
             for leaf in leaves:
                 np.save(file, np.asarray(leaf))
