@@ -8,6 +8,7 @@ then only the arrays of one shard are in memory at a time, while those of the ot
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,7 +114,7 @@ def parts_and_gradient(objective: FitObjective, x: np.ndarray) -> tuple[Terms, n
     return parts(objective, x), gradient
 
 
-class ShardedObjective(FitObjective):
+class ShardedObjective(FitObjective, ABC):
     """The objective as a sum over shards.
 
     ``shards`` are the molecules of each shard, as positions among those of the fit. Every minimisation of torsion
@@ -141,9 +142,9 @@ class ShardedObjective(FitObjective):
         self.scalar = self._traceable()
         self._points: list[tuple[bytes, dict[Any, list[Any]]]] = []
 
+    @abstractmethod
     def _results(self, function: Callable, x: np.ndarray, arguments: tuple) -> list[Any]:
         """function(objective, *arguments, x) of the objective of each shard."""
-        raise NotImplementedError
 
     def _by_molecule(self, values: list[np.ndarray]) -> Any:
         """Energies or forces of all molecules in the form that :class:`Parts` has them."""

@@ -37,14 +37,16 @@ def spill(arrays: Sequence[np.ndarray], folder: Path) -> list[np.ndarray]:
 def spilled(found: Iterable[Record | Problem], folder: Path) -> Iterator[Record | Problem]:
     """The same, with the positions and forces of records in files of ``folder``, see :func:`spill`."""
     kept: list[Record] = []
+    size = 0
     for item in found:
         if not isinstance(item, Record):
             yield item
             continue
         kept.append(item)
-        if sum(r.positions.nbytes for r in kept) > BLOCK:
+        size += item.positions.nbytes
+        if size > BLOCK:
             yield from _spilled(kept, folder)
-            kept = []
+            kept, size = [], 0
     yield from _spilled(kept, folder)
 
 
