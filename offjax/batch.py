@@ -351,6 +351,11 @@ class SystemBatch:
         else:
             jobs = split(counts, frame.shape.lanes)
             chunk = first_fit(prepared, jobs, frame.shape)
+            needed = (int(chunk.max()) + 1, int(counts.sum()), int((counts * sizes).sum()))
+            if any(n > room for n, room in zip(needed, frame[1:4], strict=True)):
+                raise InputError(
+                    "pack: more molecules or conformers than the frame has room for; make it for these parts"
+                )
         devices = devices[: frame.n_chunks]
         frame = frame._replace(n_chunks=-(-frame.n_chunks // len(devices)) * len(devices))
         chunks, atom_start = fill(prepared, jobs, chunk, *frame[:4])

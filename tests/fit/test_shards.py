@@ -58,6 +58,14 @@ def test_parts_add_up_to_the_objective(prepared, rng, tmp_path):
     assert data.errors(pieces)["train"] == pytest.approx(data.errors(whole)["train"], rel=1e-9)
 
 
+def test_a_frame_of_other_parts_is_refused(prepared):
+    _, data = prepared
+    counts = [r.n_conformers for r in data.records]
+    frame = data.batch.frame([[0]], counts)
+    with pytest.raises(InputError, match="than the frame has room for"):
+        data.batch.pack([r.positions for r in data.records], frame=frame)
+
+
 def test_parts_share_one_program(prepared):
     config, data = prepared
     objective = accumulated(config, data)
