@@ -123,7 +123,9 @@ def offjax_tasks(systems, positions, n_conformers, precision):
     """What is measured of offjax; each runs to the end of the computation."""
     import offjax
     from offjax.batch import compiler_options
+    from offjax.devices import keep_freed_memory
 
+    keep_freed_memory()
     rng = np.random.default_rng(0)
     arrays = [(x + rng.normal(scale=0.003, size=(n_conformers, *x.shape))).astype(precision) for x in positions]
     start = time.perf_counter()

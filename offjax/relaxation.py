@@ -203,7 +203,7 @@ class _Chunk(NamedTuple):
             return jnp.sqrt(jnp.max(jnp.where(member[..., None], square, 0.0), axis=1))
 
         def spread(value):
-            return value.at[self.tables.job_of_atom].get(mode="promise_in_bounds")[:, None]
+            return chunked.at(value, self.tables.job_of_atom)[:, None]
 
         return Systems(total, largest, spread)
 

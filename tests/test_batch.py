@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 import offjax
+from offjax import geometry
+from offjax.batching import coordinates
+from offjax.batching.half_planes import half_planes
 from tests import samples
 
 CONSTRAINED = "openff-2.2.1.offxml"
@@ -368,6 +371,9 @@ COUNT = """
 import jax, numpy as np
 jax.config.update("jax_enable_x64", True)
 import offjax
+from offjax import geometry
+from offjax.batching import coordinates
+from offjax.batching.half_planes import half_planes
 from tests import samples
 compiled = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -407,6 +413,9 @@ import jax, numpy as np
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 3)
 import offjax
+from offjax import geometry
+from offjax.batching import coordinates
+from offjax.batching.half_planes import half_planes
 from tests import samples
 smiles = ["CCO", "O=C=O", "CSSC"]
 batch = offjax.SystemBatch.from_systems([samples.system(s) for s in smiles])
@@ -445,6 +454,9 @@ import jax, numpy as np
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 3)
 import offjax
+from offjax import geometry
+from offjax.batching import coordinates
+from offjax.batching.half_planes import half_planes
 from tests import samples
 smiles = ["CCO", "O=C=O", "CSSC"]
 batch = offjax.SystemBatch.from_systems([samples.system(s) for s in smiles])
@@ -497,6 +509,13 @@ def test_a_parameter_that_is_not_a_number_spoils_only_molecules_that_use_it():
     for values in batch.energies_and_forces(spoiled, conformers):
         assert np.all(np.isfinite(values))
     assert np.all(np.isfinite(batch.plain(conformers).energies(spoiled, conformers.positions)))
+    for section in ("Angles", "ProperTorsions", "ImproperTorsions"):  # all that benzene has and methanol has not
+        columns = [np.unique(s.assignment[section]["k"].to_scipy().indices) for s in systems]
+        values = p.to_vector().copy()
+        values[np.setdiff1d(columns[1], columns[0])] = np.nan
+        energies, forces = batch.energies_and_forces(p.from_vector(values), conformers)
+        assert np.isnan(energies[1]) and np.isfinite(energies[0])
+        assert np.all(np.isfinite(forces[:6])) and np.any(np.isnan(forces[6:]))
 
 
 def test_an_angle_of_coinciding_atoms_is_the_one_of_the_plain_path():
@@ -505,3 +524,46 @@ def test_an_angle_of_coinciding_atoms_is_the_one_of_the_plain_path():
     batch = offjax.SystemBatch.from_systems([s])
     [energy] = batch.energies(s.parameters, batch.pack([x], check_bonds=False))
     assert energy == pytest.approx(float(s.to_jax()(s.parameters, x)), rel=1e-12)
+
+
+def test_half_planes_give_the_torsion_angles_and_their_gradients():
+    """Torsions in chains, in rings of three and of impropers; some angles that span their half-planes are missing."""
+    rng = np.random.default_rng(5)
+    x = jnp.asarray(rng.normal(size=(6, 3)))
+    torsions = np.array(
+        [[0, 1, 2, 3], [1, 2, 0, 3], [1, 2, 3, 4], [1, 3, 4, 2], [1, 4, 2, 3], [5, 2, 1, 0], [0, 1, 3, 5]]
+    )
+    angles = np.array([[0, 1, 2], [3, 2, 1], [2, 1, 3], [4, 1, 2], [3, 1, 4], [2, 0, 1]])
+    (planes,), missing = half_planes([torsions], angles)
+    known = np.concatenate([angles, missing])
+    assert len(missing) == len({(min(i, k), j, max(i, k)) for i, j, k in missing.tolist()})
+    assert not {tuple(a) for a in missing.tolist()} & {tuple(a) for a in angles.tolist()}
+    assert set(planes.side.reshape(-1).tolist()) == {0, 1, 2}
+
+    def arms(x):
+        return [tuple((x[known[:, end]] - x[known[:, 1]]).T) for end in (0, 2)]
+
+    def of_planes(x):
+        vectors = arms(x)
+        inverse = coordinates.inverse_lengths_of_angle(*vectors)
+        normal = jnp.stack(coordinates.angle(vectors, inverse)[1].normal)
+        reach = jnp.stack(coordinates.levers(vectors, inverse).reach)
+        first, second = planes.angle.T
+        arm = jnp.where(planes.side[:, 0] == 1, jnp.stack(vectors[1])[:, first], jnp.stack(vectors[0])[:, first])
+        height = reach[planes.side[:, 0], first]
+        return coordinates.dihedral(normal[:, first], normal[:, second], arm, height, *planes.sign.T)
+
+    phi = geometry.dihedral(*(x[torsions[:, m]] for m in range(4)))
+    cosine, sine = of_planes(x)
+    np.testing.assert_allclose(cosine, np.cos(phi), atol=1e-14)
+    np.testing.assert_allclose(sine, np.sin(phi), atol=1e-14)
+
+    dx = jnp.asarray(rng.normal(size=x.shape))
+    _, change = jax.jvp(lambda x: geometry.dihedral(*(x[torsions[:, m]] for m in range(4))), (x,), (dx,))
+    vectors, moved = arms(x), arms(dx)
+    inverse = coordinates.inverse_lengths_of_angle(*vectors)
+    normal, levers = coordinates.angle(vectors, inverse)[1].normal, coordinates.levers(vectors, inverse)
+    first, last = (coordinates.dot(normal, arm) for arm in moved)
+    turns = np.array([a * first + b * last for a, b in zip(levers.first, levers.last, strict=True)])
+    each = planes.sign * turns[planes.side, planes.angle]
+    np.testing.assert_allclose(each[:, 0] - each[:, 1], change, rtol=1e-12)

@@ -18,8 +18,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from offjax.batching import solvent, sums
+from offjax.batching.half_planes import SIDES
 from offjax.batching.kernel import ChunkTables, Kind, kinds
-from offjax.batching.types import TypedMolecule
+from offjax.batching.types import NO_FORCE, TypedMolecule
 
 LANES = (1, 2, 4, 8, 16)
 """Possible numbers of conformers side by side."""
@@ -46,7 +47,7 @@ class Job(NamedTuple):
 
 class Shape(NamedTuple):
     """The common shape of chunks: lanes, and capacities in atoms (dummies apart), molecules, terms and groups
-    of sums; atoms of the largest molecule.
+    of sums; atoms of the largest molecule; most torsions on one half-plane. Tables have one more row of each.
     """
 
     lanes: int
@@ -57,17 +58,21 @@ class Shape(NamedTuple):
     energy_groups: tuple[int, int]
     force_width: int
     energy_width: int
+    slope_width: int
     widest: int
 
 
 class Prepared(NamedTuple):
-    """A molecule with the tables of its sums; rows are coded as (block << 24) + term."""
+    """A molecule with the tables of its sums; rows are coded as (block << 24) + term, ``slopes`` are those of torsions
+    by half-plane: codes with their signs (side, angle, width).
+    """
 
     molecule: TypedMolecule
     forces: sums.Groups
     energies: tuple[sums.Groups, sums.Groups]
+    slopes: tuple[np.ndarray, np.ndarray]
     load: np.ndarray
-    widths: tuple[int, int]
+    widths: tuple[int, int, int]
 
 
 @jax.tree_util.register_dataclass
@@ -108,8 +113,32 @@ def prepare(molecule: TypedMolecule) -> Prepared:
     codes = np.concatenate([(block << _SHIFT) + np.arange(n) for block, n in enumerate(counts)])
     first = _plain_groups(codes)
     second = _plain_groups(np.arange(len(first.rows)))
+    slopes = _slopes(molecule)
     load = np.array([molecule.n_atoms, 1, *counts, len(forces.rows), len(first.rows), len(second.rows)])
-    return Prepared(molecule, forces, (first, second), load, (_most(forces.target), len(second.rows)))
+    widths = (_most(forces.target), len(second.rows), slopes[0].shape[2])
+    return Prepared(molecule, forces, (first, second), slopes, load, widths)
+
+
+def _torsions(every: Mapping[str, Kind]) -> list[str]:
+    """The kinds between half-planes."""
+    return [name for name, kind in every.items() if not kind.vectors]
+
+
+def _slopes(molecule: TypedMolecule) -> tuple[np.ndarray, np.ndarray]:
+    """The torsions of each half-plane (side, angle, width), coded, and how the torsion angle turns with it."""
+    names, n_angles = _torsions(kinds(molecule.user)), len(molecule.terms["angles"].type)
+    codes, targets, signs = [], [], []
+    for block, name in enumerate(names):
+        planes = molecule.terms[name].planes
+        codes.append(np.repeat((block << _SHIFT) + np.arange(len(planes.angle)), 2))
+        targets.append((planes.side * n_angles + planes.angle).reshape(-1))
+        signs.append((planes.sign * [1, -1]).reshape(-1))
+    code, target, sign = map(np.concatenate, (codes, targets, signs))
+    order = np.argsort(target, kind="stable")
+    shape = (SIDES, n_angles, _most(target))
+    table = sums.table(order, target[order], SIDES * n_angles, shape[2])
+    there = table >= 0
+    return np.where(there, code[table], -1).reshape(shape), np.where(there, sign[table], 0).reshape(shape)
 
 
 def _force_rows(every: Mapping[str, Kind]) -> list[tuple[str, int]]:
@@ -195,7 +224,7 @@ def most_chunks(molecules: Sequence[Prepared], counts: np.ndarray, k: int, shape
 def _shape(used: np.ndarray, lanes: int, molecules: Sequence[Prepared]) -> Shape:
     atoms, jobs, *rest = (max(int(n), 1) for n in used)
     n = len(kinds(molecules[0].molecule.user))
-    widths = [max(max(m.widths[i] for m in molecules), 1) for i in range(2)]
+    widths = [max(max(m.widths[i] for m in molecules), 1) for i in range(3)]
     widths.append(max(m.molecule.n_atoms for m in molecules))
     return Shape(lanes, atoms, jobs, tuple(rest[:n]), rest[n], (rest[n + 1], rest[n + 2]), *widths)
 
@@ -231,21 +260,29 @@ def fill(
 
     user, implicit = used[0].molecule.user, used[0].molecule.gbsa
     every = kinds(user)
-    atoms, job_of, types = {}, {}, {}
-    for column, (name, capacity) in enumerate(zip(every, shape.terms, strict=True), start=2):
-        body = 1 + max(max(v) for v in every[name].vectors)
+    atoms, planes, sign, job_of, types = {}, {}, {}, {}, {}
+    first_angle, n_angles = start[:, 2 + list(every).index("angles")], _rows_of(shape, every)["angles"]
+    for column, (name, n) in enumerate(_rows_of(shape, every).items(), start=2):
         local = [u.molecule.terms[name] for u in used]
-        padding = shape.atoms + np.arange(body)
-        table = np.broadcast_to(padding, (n_chunks, capacity, body)).copy()
-        place.put(table, column, [t.atoms for t in local], shift=start[:, 0])
-        atoms[name] = np.moveaxis(table, 2, 1).astype(np.int32)
-        owner = np.full((n_chunks, capacity), shape.jobs)
+        if every[name].vectors:
+            padding = shape.atoms + np.arange(every[name].body)
+            table = np.broadcast_to(padding, (n_chunks, n, every[name].body)).copy()
+            place.put(table, column, [t.atoms for t in local], shift=start[:, 0])
+            atoms[name] = np.moveaxis(table, 2, 1).astype(np.int32)
+        else:
+            table = np.full((n_chunks, n, 2), n_angles - 1)
+            place.put(table, column, [t.planes.angle + n_angles * t.planes.side for t in local], shift=first_angle)
+            planes[name] = np.moveaxis(table, 2, 1).astype(np.int32)
+            signs = np.ones((n_chunks, n, 2))
+            place.put(signs, column, [t.planes.sign for t in local])
+            sign[name] = np.moveaxis(signs, 2, 1)
+        owner = np.full((n_chunks, n), shape.jobs)
         place.put(owner, column, [np.zeros(len(t.type), int) for t in local], shift=start[:, 1])
         job_of[name] = owner.astype(np.int32)
-        type_of = np.zeros((n_chunks, capacity))
+        type_of = np.full((n_chunks, n), NO_FORCE)
         place.put(type_of, column, [t.type for t in local])
         types[name] = type_of.astype(np.int32)
-    scale = np.zeros((n_chunks, shape.terms[-1]))
+    scale = np.zeros((n_chunks, _rows_of(shape, every)["pairs"]))
     place.put(scale, 1 + len(every), [u.molecule.coulomb_scale for u in used])
     charge_type = np.zeros((n_chunks, shape.atoms + len(DUMMIES)))
     place.put(charge_type, 0, [u.molecule.charge_type for u in used])
@@ -264,8 +301,11 @@ def fill(
     place.put(owner, 0, [np.zeros(u.molecule.n_atoms, int) for u in used], shift=start[:, 1])
     tables = ChunkTables(
         atoms,
+        planes,
+        sign,
         job_of,
         owner.astype(np.int32),
+        *_slope_sums(used, place, shape),
         *_force_sums(used, place, shape),
         _energy_sums(used, place, shape),
         np.bincount(chunk, minlength=n_chunks) > 0,
@@ -307,10 +347,36 @@ class _Placement(NamedTuple):
         return decoded
 
 
+def _rows_of(shape: Shape, every: Mapping[str, Kind]) -> dict[str, int]:
+    """Rows of each kind of terms, the last of them padding."""
+    return {name: capacity + 1 for name, capacity in zip(every, shape.terms, strict=True)}
+
+
+def _slope_sums(used, place: _Placement, shape: Shape):
+    """The sums of the torsions' slopes by half-plane, and the signs."""
+    every = kinds(used[0].molecule.user)
+    rows, names = _rows_of(shape, every), _torsions(every)
+    sizes, columns = [rows[name] for name in names], [2 + list(every).index(name) for name in names]
+    angles, zero = 2 + list(every).index("angles"), sum(sizes) - 1  # padding, of zero slope
+    table = np.full((place.n_chunks, SIDES, rows["angles"], shape.slope_width), zero)
+    sign = np.zeros(table.shape)
+    for side in range(SIDES):
+        codes = [_widened(u.slopes[0][side], shape.slope_width, -1) for u in used]
+        base = list(np.cumsum([0, *sizes[:-1]]))
+        place.put(table[:, side], angles, place.decode(codes, columns, base, zero))
+        place.put(sign[:, side], angles, [_widened(u.slopes[1][side], shape.slope_width, 0) for u in used])
+    flat = (place.n_chunks, SIDES * rows["angles"], shape.slope_width)
+    return table.reshape(flat).astype(np.int32), sign.reshape(flat)
+
+
+def _widened(table: np.ndarray, width: int, value: int) -> np.ndarray:
+    return np.pad(table, ((0, 0), (0, width - table.shape[1])), constant_values=value)
+
+
 def _force_sums(used, place: _Placement, shape: Shape):
     every = kinds(used[0].molecule.user)
-    names = list(every)
-    sizes = [shape.terms[names.index(name)] for name, _ in _force_rows(every)]
+    names, rows = list(every), _rows_of(shape, every)
+    sizes = [rows[name] for name, _ in _force_rows(every)]
     base = list(np.cumsum([0, *sizes[:-1]]))
     columns = [2 + names.index(name) for name, _ in _force_rows(every)]
     column = 2 + len(names)
@@ -331,9 +397,8 @@ def _force_sums(used, place: _Placement, shape: Shape):
 
 
 def _energy_sums(used, place: _Placement, shape: Shape):
-    n = len(kinds(used[0].molecule.user))
-    zero = sum(shape.terms)
-    base = list(np.cumsum([0, *shape.terms[:-1]]))
+    sizes = list(_rows_of(shape, kinds(used[0].molecule.user)).values())
+    n, zero, base = len(sizes), sum(sizes), list(np.cumsum([0, *sizes[:-1]]))
     first = np.full((place.n_chunks, shape.energy_groups[0] + 1, sums.WIDTH), zero)
     place.put(first, n + 3, place.decode([u.energies[0].rows for u in used], list(range(2, 2 + n)), base, zero))
     second = np.full((place.n_chunks, shape.energy_groups[1] + 1, sums.WIDTH), shape.energy_groups[0])

@@ -40,8 +40,12 @@ ARCSINE = (
 """arcsin(t)/t as a polynomial in t^2, interpolated at Chebyshev nodes of 0 <= t^2 <= 1/2; error below 3e-16."""
 
 
-_SEED = {"float64": (jnp.int64, 0x5FE6EB50C7B537A9, 4), "float32": (jnp.int32, 0x5F375A86, 3)}
-"""The integer whose difference to half the bits of x is a first guess of x^(-1/2), and the Newton steps it needs."""
+_SEED = {"float64": (jnp.int64, 0x5FE6EB50C7B537A9, (4, 4)), "float32": (jnp.int32, 0x5F375A86, (4, 2))}
+"""The integer whose difference to half the bits of x is a first guess of x^(-1/2), within 3.5 %, and the orders of the
+steps it needs."""
+
+_SERIES = (0.5, 0.375, 0.3125)
+"""(1 - e)^(-1/2) = 1 + e/2 + 3/8 e^2 + 5/16 e^3 + ..."""
 
 
 @jax.custom_jvp
@@ -49,15 +53,15 @@ def inverse_sqrt(x):
     """x^(-1/2), x > 0, within two units in the last place, differentiated as -x^(-3/2)/2 without a division.
 
     XLA's rsqrt is a square root and a division, which a CPU does one after the other or, with some of XLA's emitters,
-    one number at a time. From a guess by shifting bits (C. Lomont, "Fast Inverse Square Root", 2003) Newton's steps
-    need products only.
+    one number at a time. From a guess y by shifting bits (C. Lomont, "Fast Inverse Square Root", 2003) the steps
+    y (1 - e)^(-1/2), e = 1 - x y^2, need products only; those of order 4 take four terms of the series.
     """
-    integer, magic, steps = _SEED[x.dtype.name]
+    integer, magic, orders = _SEED[x.dtype.name]
     bits = jax.lax.bitcast_convert_type(x, integer)
     y = jax.lax.bitcast_convert_type(magic - jax.lax.shift_right_logical(bits, integer(1)), x.dtype)
-    half = 0.5 * x
-    for _ in range(steps):
-        y = y * (1.5 - half * y * y)
+    for order in orders:
+        e = 1.0 - x * y * y
+        y = y + y * (e * polynomial(_SERIES[: order - 1], e))
     return jnp.where(x > 0, y, jnp.where(x == 0, jnp.inf, jnp.nan))
 
 
@@ -75,12 +79,25 @@ def safe_inverse_sqrt(x):
 
 
 class Weights(NamedTuple):
-    """What a rows function needs besides the vectors: the rows are proportional to ``scale``, ``ratio`` are numbers
-    without unit.
+    """What a rows function needs besides the vectors: numbers ``scale`` that the rows are proportional to and, of
+    angles, the unit ``normal`` of their plane.
     """
 
     scale: tuple[Any, ...]
-    ratio: tuple[Any, ...] = ()
+    normal: tuple[Any, ...] = ()
+
+
+class Levers(NamedTuple):
+    """How half-planes that hold an angle's arms u and v turn as these move along the normal n of their plane.
+
+    Three sides of the triangle are edges of half-planes: the line of v with the end of u on it, the line of u with the
+    end of v, the line between both ends with the middle atom. Each turns by first n.du + last n.dv. ``reach`` is
+    1/distance of the atom from the edge (of the third: minus that, since u points away from the middle atom).
+    """
+
+    first: tuple[Any, Any, Any]
+    last: tuple[Any, Any, Any]
+    reach: tuple[Any, Any, Any]
 
 
 def difference(a, b):
@@ -103,17 +120,25 @@ def scale(c, a):
     return tuple(c * component for component in a)
 
 
-def distance(b):
+def inverse_length(b):
+    """1/|b|, 0 at zero."""
+    return (safe_inverse_sqrt(dot(b, b)),)
+
+
+def distance(vectors, inverse):
     """r = |b|, with weight 1/r."""
-    r2 = dot(b, b)
-    inverse = safe_inverse_sqrt(r2)
-    return r2 * inverse, Weights((inverse,))
+    return dot(vectors[0], vectors[0]) * inverse[0], Weights(inverse)
 
 
-def inverse_distance(b):
-    """1/r, with weight -1/r^3. Infinite at r = 0, as the energies that use it are."""
-    inverse = inverse_sqrt(dot(b, b))
-    return inverse, Weights((-(inverse * inverse * inverse),))
+def inverse_lengths_of_pair(b):
+    """1/|b|, infinite at zero, as the energies that use it are."""
+    return (inverse_sqrt(dot(b, b)),)
+
+
+def inverse_distance(vectors, inverse):
+    """1/r, with weight -1/r^3."""
+    r = inverse[0]
+    return r, Weights((-(r * r * r),))
 
 
 def along(vectors, weights):
@@ -121,62 +146,55 @@ def along(vectors, weights):
     return (scale(weights.scale[0], vectors[0]),)
 
 
-def angle(u, v):
-    """The angle of u and v in [0, pi], with weights 1/(|u|^2 |u x v|) and -1/(|v|^2 |u x v|).
+def inverse_lengths_of_angle(u, v):
+    """1/|u|, 1/|v|, 1/|u x v| and 1/|v - u|; 0 where one is zero."""
+    return tuple(safe_inverse_sqrt(dot(a, a)) for a in (u, v, cross(u, v), difference(u, v)))
+
+
+def angle(vectors, inverse):
+    """The angle of u and v in [0, pi], with weights 1/|u|^2 and -1/|v|^2 and the normal u x v/|u x v|.
 
     From sin and cos, each where it is the smaller: exact to rounding also near 0 and pi, where arccos is not.
-    Zero where u or v is zero, as in :func:`offjax.geometry.angle`.
+    Zero where u or v is zero, as in :func:`offjax.geometry.angle`; the normal is zero where they are parallel.
     """
-    u2, v2 = dot(u, u), dot(v, v)
+    (u, v), (inverse_u, inverse_v, inverse_w, _) = vectors, inverse
     w = cross(u, v)
-    w2 = dot(w, w)
-    lengths = safe_inverse_sqrt(u2 * v2)
-    inverse_w = safe_inverse_sqrt(w2)
-    sine, cosine = w2 * inverse_w * lengths, dot(u, v) * lengths
+    lengths = inverse_u * inverse_v
+    sine, cosine = dot(w, w) * inverse_w * lengths, dot(u, v) * lengths
     near_axis = sine * sine < 0.5
     t = jnp.where(near_axis, sine, cosine)
     small = t * polynomial(ARCSINE, t * t)
     theta = jnp.where(near_axis, jnp.where(cosine >= 0, small, math.pi - small), 0.5 * math.pi - small)
-    factor = inverse_w * lengths * lengths
-    return theta, Weights((factor * v2, -factor * u2))
+    return theta, Weights((inverse_u * inverse_u, -inverse_v * inverse_v), scale(inverse_w, w))
 
 
 def angle_rows(vectors, weights):
-    """Rows for u and v: weight_u u x (u x v) and weight_v v x (u x v)."""
+    """Rows for u and v: weight_u u x n and weight_v v x n."""
     u, v = vectors
-    w = cross(u, v)
-    return scale(weights.scale[0], cross(u, w)), scale(weights.scale[1], cross(v, w))
+    return scale(weights.scale[0], cross(u, weights.normal)), scale(weights.scale[1], cross(v, weights.normal))
 
 
-def dihedral(b1, b2, b3):
-    """(cos phi, sin phi) of phi = atan2(|b2| b1.(b2 x b3), (b1 x b2).(b2 x b3)), with four weights for the rows.
+def levers(vectors, inverse):
+    """The levers of an angle's arms; zero where they are parallel: no plane holds only one of the two."""
+    (u, v), (inverse_u, inverse_v, inverse_w, inverse_e) = vectors, inverse
+    e = difference(u, v)
+    reach_u, reach_v = (dot(a, a) * i * inverse_w for a, i in ((v, inverse_v), (u, inverse_u)))
+    along, third = dot(u, v) * inverse_w, inverse_e * inverse_w
+    return Levers(
+        (reach_u, -along * inverse_u, -dot(v, e) * third),
+        (-along * inverse_v, reach_v, dot(u, e) * third),
+        (reach_u, reach_v, -dot(e, e) * third),
+    )
 
-    phi = 0, and rows are zero, where three atoms are collinear.
+
+def dihedral(normal_1, normal_2, arm_1, reach_1, sign_1, sign_2):
+    """(cos phi, sin phi) of the angle from one half-plane to another about the edge that they share.
+
+    Of half-plane 1 its unit normal, an arm to an atom in it from a point of the edge, and 1/distance of the atom from
+    the edge; the signs tell whether the normal is (arm x direction of the edge), or its opposite. Both numbers are
+    zero where three atoms are collinear, a half-plane without normal.
     """
-    m, n = cross(b1, b2), cross(b2, b3)
-    m2, n2, g2 = dot(m, m), dot(n, n), dot(b2, b2)
-    product = m2 * n2
-    defined = product > 0
-    inverse = inverse_sqrt(jnp.where(defined, product, 1.0))
-    inverse_g = inverse_sqrt(jnp.where(defined, g2, 1.0))
-    g, inverse_g2 = g2 * inverse_g, inverse_g * inverse_g
-    cosine = jnp.where(defined, dot(m, n) * inverse, 1.0)
-    sine = jnp.where(defined, g * dot(b1, n) * inverse, 0.0)
-    factor = jnp.where(defined, g * inverse * inverse, 0.0)
-    ratio = (dot(b1, b2) * inverse_g2, dot(b3, b2) * inverse_g2)
-    return (cosine, sine), Weights((factor * n2, factor * m2), ratio)
-
-
-def dihedral_rows(vectors, weights):
-    """Rows of phi: |b2|/m^2 m, -(b1.b2/b2^2) row_1 - (b3.b2/b2^2) row_3 and |b2|/n^2 n; m = b1 x b2, n = b2 x b3.
-
-    A. Blondel and M. Karplus, J. Comput. Chem. 17, 1132 (1996): no singularity at phi = 0 or pi.
-    """
-    b1, b2, b3 = vectors
-    (of_m, of_n), (along_1, along_3) = weights
-    row_1, row_3 = scale(of_m, cross(b1, b2)), scale(of_n, cross(b2, b3))
-    row_2 = tuple(-(along_1 * p + along_3 * q) for p, q in zip(row_1, row_3, strict=True))
-    return row_1, row_2, row_3
+    return (sign_1 * sign_2) * dot(normal_1, normal_2), sign_2 * reach_1 * dot(arm_1, normal_2)
 
 
 def polynomial(coefficients, x):

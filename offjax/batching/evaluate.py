@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from offjax.batching import kernel
 from offjax.batching.chunks import Chunks
+from offjax.batching.sums import at
 from offjax.batching.types import Types
 from offjax.linear import linear
 
@@ -76,11 +77,6 @@ def over_chunks(one, arguments, chunks: Chunks):
         return loop(arguments)
     share = PartitionSpec(*chunks.mesh.axis_names)
     return jax.shard_map(loop, mesh=chunks.mesh, in_specs=share, out_specs=share, check_vma=False)(arguments)
-
-
-def at(values, index):
-    """values[index] along the first axis, without a test of the bounds."""
-    return values.at[index].get(mode="promise_in_bounds")
 
 
 def from_lanes(packed, chunks: Chunks):

@@ -1,7 +1,8 @@
 """One chunk: energies, forces and parameter gradients of the conformers of a few molecules.
 
 Arrays are (terms, lanes) with the conformers as lanes. Every kind of term is a set of difference vectors, a
-coordinate with its rows (:mod:`offjax.batching.coordinates`) and a potential of that coordinate. Forces are
+coordinate with its rows (:mod:`offjax.batching.coordinates`) and a potential of that coordinate; torsions have no
+vectors, but two half-planes each that the angles span (:mod:`offjax.batching.half_planes`). Forces are
 -dU/ds times the rows, written into one buffer and summed by atom (:mod:`offjax.batching.sums`); the gradient
 of any function of energies and forces in the parameters of the terms needs only the coordinate s and its
 change ds along the cotangent of the forces: d/dp sum(w U(p, s) - dU/ds(p, s) ds), so that nothing is
@@ -22,7 +23,8 @@ from jaxtyping import Array, Bool, Float, Int
 from offjax import geometry
 from offjax.batching import coordinates, solvent
 from offjax.batching.coordinates import difference, dot, polynomial, scale
-from offjax.batching.sums import gather_sum, stack
+from offjax.batching.half_planes import SIDES
+from offjax.batching.sums import at, gather_sum, stack
 from offjax.devices import matmul
 from offjax.settings import GBSASettings
 from offjax.terms import angles, bonds, electrostatics, vdw
@@ -30,23 +32,25 @@ from offjax.terms.user import UserTerm
 
 
 class Kind(NamedTuple):
-    """A kind of term: difference vectors from atom i to atom j, their coordinate, its rows, and its
-    potential.
+    """A kind of term on ``body`` atoms: difference vectors from atom i to atom j, their coordinate, its rows, and its
+    potential; torsions have no vectors and rows of their own.
 
-    The coordinate is a tuple of arrays, ``unit(s)`` its change when the underlying scalar (r, theta, phi,
-    1/r) grows by one.
+    ``lengths`` are the inverse lengths of which coordinate and weights are made. The coordinate is a tuple of arrays,
+    ``unit(s)`` its change when the underlying scalar (r, theta, phi, 1/r) grows by one.
     """
 
+    body: int
     vectors: tuple[tuple[int, int], ...]
+    lengths: Callable | None
     coordinate: Callable
-    rows: Callable
+    rows: Callable | None
     unit: Callable
     potential: Callable
 
 
 def _single(function):
-    def coordinate(*vectors):
-        value, weights = function(*vectors)
+    def coordinate(vectors, inverse):
+        value, weights = function(vectors, inverse)
         return (value,), weights
 
     return coordinate
@@ -69,9 +73,15 @@ def _angle(s, k, angle):
     return angles.potential(s[0], k, angle)
 
 
+def _zero_if_collinear(s):
+    """(1, 0), phi = 0, for the (0, 0) of three atoms in a line."""
+    cosine, sine = s
+    return jnp.where(cosine * cosine + sine * sine > 0.5, cosine, 1.0), sine
+
+
 def _fourier(s, even, odd):
     """U = even(cos phi) + sin phi odd(cos phi); a coefficient (torsion, 1) for every order."""
-    cosine, sine = s
+    cosine, sine = _zero_if_collinear(s)
     return polynomial(even, cosine) + sine * polynomial(odd, cosine)
 
 
@@ -82,12 +92,28 @@ def _pair(s, repulsion, dispersion, charge_product):
 
 
 KINDS = {
-    "bonds": Kind(((0, 1),), _single(coordinates.distance), coordinates.along, _one, _bond),
-    "angles": Kind(((1, 0), (1, 2)), _single(coordinates.angle), coordinates.angle_rows, _one, _angle),
-    "torsions": Kind(
-        ((0, 1), (1, 2), (2, 3)), coordinates.dihedral, coordinates.dihedral_rows, _quarter_turn, _fourier
+    "bonds": Kind(
+        2, ((0, 1),), coordinates.inverse_length, _single(coordinates.distance), coordinates.along, _one, _bond
     ),
-    "pairs": Kind(((0, 1),), _single(coordinates.inverse_distance), coordinates.along, _one, _pair),
+    "angles": Kind(
+        3,
+        ((1, 0), (1, 2)),
+        coordinates.inverse_lengths_of_angle,
+        _single(coordinates.angle),
+        coordinates.angle_rows,
+        _one,
+        _angle,
+    ),
+    "torsions": Kind(4, (), None, coordinates.dihedral, None, _quarter_turn, _fourier),
+    "pairs": Kind(
+        2,
+        ((0, 1),),
+        coordinates.inverse_lengths_of_pair,
+        _single(coordinates.inverse_distance),
+        coordinates.along,
+        _one,
+        _pair,
+    ),
 }
 
 
@@ -98,13 +124,16 @@ def kinds(user: Sequence[UserTerm]) -> dict[str, Kind]:
 
 def _user_kind(term: UserTerm) -> Kind:
     if term.kind == "torsion":
-        return KINDS["torsions"]._replace(
-            potential=lambda s, *values: user_energy(term, geometry.safe_arctan2(s[1], s[0]), values)
-        )
+        return KINDS["torsions"]._replace(potential=lambda s, *values: user_energy(term, _user_torsion(s), values))
     kind = KINDS["angles" if term.kind == "angle" else "bonds"]
     if term.kind == "urey-bradley":
-        kind = kind._replace(vectors=((0, 2),))
+        kind = kind._replace(body=3, vectors=((0, 2),))
     return kind._replace(potential=lambda s, *values: user_energy(term, s[0], values))
+
+
+def _user_torsion(s):
+    cosine, sine = _zero_if_collinear(s)
+    return geometry.safe_arctan2(sine, cosine)
 
 
 def user_energy(term: UserTerm, s, values):
@@ -115,15 +144,23 @@ def user_energy(term: UserTerm, s, values):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class ChunkTables:
-    """Indices of one chunk (or, with a leading axis, of all): ``atoms`` of each kind (body, n), ``job`` the
-    molecule of each term and ``job_of_atom`` of each atom, sums of forces by atom and of energies by
-    molecule; ``occupied`` is False for a chunk without molecules; ``members`` the atoms of each molecule (-1: none) for
-    the implicit solvent ``gbsa``; ``user`` are the user-defined terms.
+    """Indices of one chunk (or, with a leading axis, of all): ``atoms`` of each kind with vectors (body, n), ``planes``
+    of each kind of torsions (2, n) with ``plane_sign``, ``job`` the molecule of each term and ``job_of_atom`` of each
+    atom, sums of slopes by half-plane, of forces by atom and of energies by molecule; ``occupied`` is False for a chunk
+    without molecules; ``members`` the atoms of each molecule (-1: none) for the implicit solvent ``gbsa``; ``user`` are
+    the user-defined terms.
+
+    Of n angles, half-planes a, n + a and 2 n + a are those of angle a: see
+    :class:`offjax.batching.half_planes.HalfPlanes`.
     """
 
     atoms: dict[str, Int[Array, "body n"]]
+    planes: dict[str, Int[Array, "2 n"]]
+    plane_sign: dict[str, Float[Array, "2 n"]]
     job: dict[str, Int[Array, " n"]]
     job_of_atom: Int[Array, " atom"]
+    slope_sums: Int[Array, "plane width"]
+    slope_sign: Float[Array, "plane width"]
     force_groups: Int[Array, "group width"]
     force_sign: Float[Array, " group"]
     force_sums: Int[Array, "atom width"]
@@ -140,21 +177,44 @@ Positions = Float[Array, "atom 3*lane"]
 Components = tuple[Float[Array, "atom lane"], Float[Array, "atom lane"], Float[Array, "atom lane"]]
 
 
-def _vectors(x: Positions, kind: Kind, atoms):
-    """The difference vectors of all terms, each (n, 3 lanes)."""
-    at = [x.at[index].get(mode="promise_in_bounds") for index in atoms]
-    return [at[j] - at[i] for i, j in kind.vectors]
+def _vectors(kind: Kind, x: Positions, atoms):
+    """The difference vectors of all terms, (m n, 3 lanes): the first of each term, then the second."""
+    start, end = (jnp.concatenate([atoms[v[which]] for v in kind.vectors]) for which in (0, 1))
+    return at(x, end) - at(x, start)
 
 
-def _components(vectors):
-    """x, y and z, each (n, lane), of vectors (n, 3 lanes)."""
-    return [tuple(jnp.split(v, 3, axis=1)) for v in vectors]
+def _components(vectors, kind: Kind):
+    """x, y and z, each (n, lane), of each of the vectors (m n, 3 lanes)."""
+    return [tuple(jnp.split(v, 3, axis=1)) for v in jnp.split(vectors, len(kind.vectors))]
 
 
 def _differences(v: Components, kind: Kind, atoms):
     """What :func:`_vectors` and :func:`_components` give of positions, of a field given by component."""
-    at = [tuple(c.at[index].get(mode="promise_in_bounds") for c in v) for index in atoms]
-    return [difference(at[i], at[j]) for i, j in kind.vectors]
+    ends = [tuple(at(c, index) for c in v) for index in atoms]
+    return [difference(ends[i], ends[j]) for i, j in kind.vectors]
+
+
+class _Planes(NamedTuple):
+    """The half-planes of n angles: ``arms`` (2 n, 3 lanes), ``normal`` of the angles by component, ``levers``."""
+
+    arms: Float[Array, "plane 3*lane"]
+    normal: Components
+    levers: coordinates.Levers
+
+
+def _dihedral(planes: _Planes, index, sign):
+    """The coordinate of torsions between half-planes ``index`` (2, n)."""
+    n = len(planes.normal[0])
+    normals = [tuple(at(c, which) for c in planes.normal) for which in index % n]
+    arm = tuple(jnp.split(at(planes.arms, index[0] % (2 * n)), 3, axis=1))
+    return coordinates.dihedral(*normals, arm, _of_side(planes.levers.reach, index[0]), *sign[:, :, None])
+
+
+def _of_side(values, index):
+    """Rows ``index`` of the values, each (n, lane), of all first, all second and all third half-planes."""
+    n = len(values[0])
+    first, second, third = (at(v, index % n) for v in values)
+    return jnp.where((index < n)[:, None], first, jnp.where((index < 2 * n)[:, None], second, third))
 
 
 def _columns(p, lanes: int):
@@ -181,26 +241,31 @@ def _stage(tables: ChunkTables, function, *arguments):
 
 def energies(p, tables: ChunkTables, x: Positions, forces: bool):
     """Energies (job, lane), and forces by component if asked for."""
-    terms: list[Any] = []
-    rows: list[Any] = []
-    for name, kind in kinds(tables.user).items():
-
-        def term(x, atoms, values, kind=kind):
-            vectors = _vectors(x, kind, atoms)
-            s, weights = kind.coordinate(*_components(vectors))
-            values = _columns(values, s[0].shape[-1])
-            if not forces:
-                return kind.potential(s, *values)
-            u, slope = jax.jvp(lambda s: kind.potential(s, *values), (s,), (kind.unit(s),))
-            return u, vectors, weights._replace(scale=scale(-slope, weights.scale))
-
-        if not forces:
-            terms.append(term(x, tables.atoms[name], p[name]))
+    terms: dict[str, Any] = {}
+    slopes: list[Any] = []
+    geometry: dict[str, Any] = {}
+    every = kinds(tables.user)
+    for name, kind in every.items():
+        if not kind.vectors:
             continue
-        u, vectors, weights = _stage(tables, term, x, tables.atoms[name], p[name])
-        terms.append(u)
-        rows.extend(kind.rows(_components(vectors), weights))
-    total = stack(terms)
+        vectors = _stage(tables, partial(_vectors, kind), x, tables.atoms[name])
+        inverse = _stage(tables, partial(_lengths, kind), vectors)
+        if name == "angles":
+            angle, weights, levers = _stage(tables, _angle_and_levers, vectors, inverse)
+            terms[name], slope = _stage(tables, partial(_potential_and_slope, kind, forces), angle, p[name])
+            if forces:
+                weights = weights._replace(scale=scale(-slope, weights.scale))
+            planes = _Planes(vectors, weights.normal, levers)
+        else:
+            terms[name], weights = _stage(tables, partial(_term, kind, forces), vectors, inverse, p[name])
+        geometry[name] = vectors, weights
+    for name, kind in every.items():
+        if kind.vectors:
+            continue
+        s = _stage(tables, _dihedral, planes, tables.planes[name], tables.plane_sign[name])
+        terms[name], slope = _stage(tables, partial(_potential_and_slope, kind, forces), s, p[name])
+        slopes.append(slope)
+    total = stack([terms[name] for name in every])
     for table in tables.energy_sums:
         total = gather_sum(total, table)
     pull: Any = (0.0, 0.0, 0.0)  # minus the forces of the solvent
@@ -211,8 +276,58 @@ def energies(p, tables: ChunkTables, x: Positions, forces: bool):
         total = total + _solvation(tables, tables.gbsa, p["gbsa"], x)
     if not forces:
         return total, None
+    rows: list[Any] = []
+    for name, (vectors, weights) in geometry.items():
+        own = every[name].rows(_components(vectors, every[name]), weights)
+        if name == "angles":
+            push = _push_normals(tables, slopes, planes.levers)
+            own = [
+                tuple(a + f * n for a, n in zip(r, weights.normal, strict=True)) for r, f in zip(own, push, strict=True)
+            ]
+        rows.extend(own)
     groups = _stage(tables, partial(_group_sums, tables), [stack([row[axis] for row in rows]) for axis in range(3)])
     return total, tuple(gather_sum(g, tables.force_sums) - p for g, p in zip(groups, pull, strict=True))
+
+
+def _lengths(kind: Kind, vectors):
+    """The inverse lengths."""
+    return kind.lengths(*_components(vectors, kind))
+
+
+def _angle_and_levers(vectors, inverse):
+    """The coordinate of angles, the weights of its rows, and the levers of the half-planes."""
+    parts = _components(vectors, KINDS["angles"])
+    return *KINDS["angles"].coordinate(parts, inverse), coordinates.levers(parts, inverse)
+
+
+def _term(kind: Kind, forces: bool, vectors, inverse, values):
+    """U and, for forces, the weights that make of the vectors forces."""
+    s, weights = kind.coordinate(_components(vectors, kind), inverse)
+    u, slope = _potential_and_slope(kind, forces, s, values)
+    return u, weights._replace(scale=scale(-slope, weights.scale)) if forces else None
+
+
+def _potential_and_slope(kind: Kind, forces: bool, s, values):
+    """U of the coordinate and, for forces, its slope."""
+    values = _columns(values, s[0].shape[-1])
+    if not forces:
+        return kind.potential(s, *values), None
+    return jax.jvp(lambda s: kind.potential(s, *values), (s,), (kind.unit(s),))
+
+
+def _push_normals(tables: ChunkTables, slopes, levers: coordinates.Levers):
+    """What torsions add, along the angles' normals, to the rows of the first and the last arm."""
+    total = stack(slopes) if len(slopes) > 1 else slopes[0]
+
+    def by_side(total, index, sign):
+        return sum(sign[:, k, None] * at(total, index[:, k]) for k in range(index.shape[1]))
+
+    sides = jnp.split(_stage(tables, by_side, total, tables.slope_sums, tables.slope_sign), SIDES)
+
+    def push(sides, levers):
+        return tuple(-sum(s * c for s, c in zip(sides, of, strict=True)) for of in (levers.first, levers.last))
+
+    return _stage(tables, push, sides, levers)
 
 
 def _group_sums(tables: ChunkTables, buffers):
@@ -252,19 +367,42 @@ def _solvation_gradient(tables: ChunkTables, settings: GBSASettings, values, x: 
 
 def parameter_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "job lane"], v: Components | None):
     """Gradient in the parameters of sum(w energies) + sum(v . forces); without v of the first sum alone."""
-    result = {}
-    for name, kind in kinds(tables.user).items():
+    every = kinds(tables.user)
+    found, moving = {}, None if v is None else jnp.concatenate(v, axis=1)
+    for name, kind in every.items():
+        if not kind.vectors:
+            continue
+        vectors = _stage(tables, partial(_vectors, kind), x, tables.atoms[name])
+        inverse = _stage(tables, partial(_lengths, kind), vectors)
+        if name == "angles":
+            s, weights, levers = _stage(tables, _angle_and_levers, vectors, inverse)
+            planes, turns, change = _Planes(vectors, weights.normal, levers), None, None
+            if v is not None:
+                moved = _stage(tables, partial(_vectors, kind), moving, tables.atoms[name])
+                change, along = _stage(tables, _angle_changes, vectors, weights, moved)
+                turns = _stage(tables, _turns, levers, along)
+        else:
+            s, _ = kind.coordinate(_components(vectors, kind), inverse)
+            change = None
+            if v is not None:
+                change = _stage(tables, partial(_change, kind), vectors, inverse, v, tables.atoms[name])
+        found[name] = s, change
+    for name, kind in every.items():
+        if kind.vectors:
+            continue
 
-        def coordinate(x, v, atoms, kind=kind):
-            vectors = _components(_vectors(x, kind, atoms))
-            s, weights = kind.coordinate(*vectors)
-            if v is None:
+        def torsion(planes, turns, index, sign):
+            s = _dihedral(planes, index, sign)
+            if turns is None:
                 return s, None
-            moved = zip(kind.rows(vectors, weights), _differences(v, kind, atoms), strict=True)
-            return s, -sum(dot(row, b) for row, b in moved)
+            first, second = (_of_side(turns, which) for which in index)
+            return s, sign[1, :, None] * second - sign[0, :, None] * first
 
-        s, change = _stage(tables, coordinate, x, v, tables.atoms[name])
-        weight = w.at[tables.job[name]].get(mode="promise_in_bounds")
+        found[name] = _stage(tables, torsion, planes, turns, tables.planes[name], tables.plane_sign[name])
+    result = {}
+    for name, kind in every.items():
+        s, change = found[name]
+        weight = at(w, tables.job[name])
 
         def objective(values, kind=kind, s=s, weight=weight, change=change):
             def potential(s):
@@ -281,12 +419,33 @@ def parameter_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "jo
     return result
 
 
+def _change(kind: Kind, vectors, inverse, v: Components, atoms):
+    """Minus the change of the coordinate along ``v``."""
+    parts = _components(vectors, kind)
+    rows, moved = kind.rows(parts, kind.coordinate(parts, inverse)[1]), _differences(v, kind, atoms)
+    return -sum(dot(row, b) for row, b in zip(rows, moved, strict=True))
+
+
+def _angle_changes(vectors, weights, moved):
+    """Minus the change of angles when their arms move, and how far the arms move along the normal."""
+    kind = KINDS["angles"]
+    moved = _components(moved, kind)
+    rows = kind.rows(_components(vectors, kind), weights)
+    return -sum(map(dot, rows, moved)), tuple(dot(weights.normal, arm) for arm in moved)
+
+
+def _turns(levers: coordinates.Levers, moved):
+    """How far the half-planes of each angle turn when its arms move by ``moved`` along the normal."""
+    first, last = moved
+    return tuple(a * first + b * last for a, b in zip(levers.first, levers.last, strict=True))
+
+
 def position_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "job lane"], v: Components | None):
     """Gradient in the positions of sum(w energies) + sum(v . forces), (atom, 3 lanes).
 
     The Hessian is symmetric, so its product with v is the change of the forces along v.
     """
-    weight = jnp.tile(w.at[tables.job_of_atom].get(mode="promise_in_bounds"), (1, 3))
+    weight = jnp.tile(at(w, tables.job_of_atom), (1, 3))
     if v is None:
         _, forces = energies(p, tables, x, True)
         return -weight * jnp.concatenate(forces, axis=1)

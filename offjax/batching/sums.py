@@ -52,11 +52,16 @@ def table(values: np.ndarray, target: np.ndarray, n: int, width: int) -> np.ndar
     return result
 
 
+def at(values, index):
+    """values[index] along the first axis, without a test of the bounds."""
+    return values.at[index].get(mode="promise_in_bounds")
+
+
 def gather_sum(rows, table):
     """sum_k rows[table[:, k]], shape (n, ...); rows that stand for nothing must be zero."""
     total = 0.0
     for k in range(table.shape[1]):
-        total = total + rows.at[table[:, k]].get(mode="promise_in_bounds")
+        total = total + at(rows, table[:, k])
     return total
 
 
@@ -65,10 +70,9 @@ def stack(blocks):
 
     A concatenation would be fused with what computes the blocks, and branch for every element.
     """
-    n = sum(b.shape[0] for b in blocks)
-    buffer = jnp.zeros((n + 1, *blocks[0].shape[1:]), blocks[0].dtype)
-    start = 0
-    for block in blocks:
-        buffer = jax.lax.dynamic_update_slice_in_dim(buffer, block, start, axis=0)
-        start += block.shape[0]
+    starts = np.cumsum([0, *map(len, blocks)])
+    buffer = jnp.zeros((starts[-1] + 1, *blocks[0].shape[1:]), blocks[0].dtype)
+    # XLA writes the zeros with what comes first, which is best the largest
+    for start, block in sorted(zip(starts, blocks, strict=False), key=lambda b: -len(b[1])):
+        buffer = jax.lax.dynamic_update_slice_in_dim(buffer, block, int(start), axis=0)
     return buffer

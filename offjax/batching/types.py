@@ -18,17 +18,22 @@ import numpy as np
 from jaxtyping import Array
 from numpy.polynomial import chebyshev
 
+from offjax.batching.half_planes import NO_PLANES, HalfPlanes, half_planes
 from offjax.batching.instances import SECTIONS, Affine, Instances, MoleculeTerms
 from offjax.settings import GBSASettings
 from offjax.terms import vdw
 from offjax.terms.user import UserTerm
 
+NO_FORCE = 0
+"""The type of angles and torsions whose energy is zero whatever the parameters, as that of padding must be."""
+
 
 class Typed(NamedTuple):
-    """Terms of one kind in one molecule: local atoms (n, body) and type (n,)."""
+    """Terms of one kind in one molecule: local atoms (n, body) and type (n,); half-planes of torsions."""
 
     atoms: np.ndarray
     type: np.ndarray
+    planes: HalfPlanes = NO_PLANES
 
 
 class TypedMolecule(NamedTuple):
@@ -117,16 +122,22 @@ def classify(molecules: Sequence[MoleculeTerms]) -> tuple[Types, list[TypedMolec
     implicit, radii, radius_of = molecules[0].gbsa, (), [None] * len(molecules)
     if implicit is not None:
         radii, radius_of = _distinct([_by_atom(m, "GBSA") for m in molecules], SECTIONS["GBSA"])
+    angles = (Affine.concatenate([Affine.zero(1), angles[0]]), Affine.concatenate([Affine.zero(1), angles[1]]))
+    angle_of = [of._replace(type=of.type + 1) for of in angle_of]
+    turned = [section for section in own if user[section].kind == "torsion"]
     typed = [
         TypedMolecule(
             n_atoms=m.n_atoms,
-            terms={
-                "bonds": bond_of[n],
-                "angles": angle_of[n],
-                "torsions": torsion_of[n],
-                "pairs": pair_of[n],
-                **{section: of[n] for section, (_, of) in own.items()},
-            },
+            terms=_with_half_planes(
+                {
+                    "bonds": bond_of[n],
+                    "angles": angle_of[n],
+                    "torsions": torsion_of[n],
+                    "pairs": pair_of[n],
+                    **{section: of[n] for section, (_, of) in own.items()},
+                },
+                ["torsions", *turned],
+            ),
             coulomb_scale=m.pairs.coulomb_scale,
             charge_type=charge_of[n],
             charge_offset=charge[n].offset,
@@ -138,6 +149,15 @@ def classify(molecules: Sequence[MoleculeTerms]) -> tuple[Types, list[TypedMolec
     ]
     defined = {section: types for section, (types, _) in own.items()}
     return Types(bonds, angles, cosines, even, odd, torsions, atoms, pairs, scale, charges, defined, radii), typed
+
+
+def _with_half_planes(terms: dict[str, Typed], torsions: Sequence[str]) -> dict[str, Typed]:
+    """The terms with the half-planes of all torsions; angles that span one but have no term have no force."""
+    planes, missing = half_planes([terms[name].atoms for name in torsions], terms["angles"].atoms)
+    atoms, types = terms["angles"].atoms, terms["angles"].type
+    angles = Typed(np.concatenate([atoms, missing]), np.append(types, np.full(len(missing), NO_FORCE)))
+    turned = {name: terms[name]._replace(planes=found) for name, found in zip(torsions, planes, strict=True)}
+    return {**terms, "angles": angles, **turned}
 
 
 def _user_terms(molecules: Sequence[MoleculeTerms], section: str):
@@ -205,7 +225,7 @@ def _torsion_types(molecules, cosine_of):
     """One torsion a quadruple of atoms (or its reverse: the angle is the same); its type is the list of its
     cosines.
     """
-    found: dict[tuple[int, ...], int] = {}
+    found: dict[tuple[int, ...], int] = {(): NO_FORCE}
     typed = []
     for atoms, cosine in cosine_of:
         forward = np.where(atoms[:, :1] <= atoms[:, 3:], atoms, atoms[:, ::-1])
@@ -215,8 +235,8 @@ def _torsion_types(molecules, cosine_of):
             lists[q].append(int(c))
         types = [found.setdefault(tuple(sorted(one)), len(found)) for one in lists]
         typed.append(Typed(quadruples, np.array(types, dtype=int)))
-    width = max((len(key) for key in found), default=1)
-    table = np.full((max(len(found), 1), width), -1, dtype=np.int32)
+    width = max(1, *map(len, found))
+    table = np.full((len(found), width), -1, dtype=np.int32)
     for key, row in found.items():
         table[row, : len(key)] = key
     return table, typed

@@ -27,11 +27,15 @@ if TYPE_CHECKING:
 
 
 def start() -> None:
-    """Set this process up: JAX in float64 on all cores, its compilation cache, AmberTools on PATH, few log lines."""
+    """Set this process up: JAX in float64 on all cores, its compilation cache, freed memory kept, AmberTools on PATH,
+    few log lines.
+    """
     import jax
 
+    from offjax.devices import keep_freed_memory
     from offjax.parameterize import cache
 
+    keep_freed_memory()
     jax.config.update("jax_enable_x64", True)
     # XLA ends the process when one core waits 40 seconds for another: minimisations may differ by more
     patience = "--xla_cpu_collective_call_terminate_timeout_seconds=86400"
