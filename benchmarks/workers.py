@@ -93,8 +93,10 @@ def write(path: Path, n: int, n_conformers: int) -> None:
 
 def serve(connection, data: Path, directory: Path, way) -> None:
     """Seconds of five evaluations, whenever it is asked."""
+    from offjax.devices import keep_freed_memory
     from offjax.fit import FitConfig, distributed, driver
 
+    keep_freed_memory()  # as the command line does
     os.sched_setaffinity(0, way["cores"])
     jax.config.update("jax_num_cpu_devices", way["devices"])
     jax.config.update("jax_enable_x64", True)

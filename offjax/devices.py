@@ -1,4 +1,4 @@
-"""What depends on the device: how much is computed at once, and the precision of products of matrices.
+"""What depends on the machine: how much is computed at once, the precision of products of matrices, freed memory.
 
 Few things at once stay in the cache of a CPU, many fill a GPU.
 """
@@ -52,8 +52,9 @@ def keep_freed_memory() -> bool:
 
     XLA allocates the working arrays of a program anew at each call. glibc fetches those above a threshold (which moves
     with what was freed, up to 32 MB) from the operating system, page by page: on a virtual machine this took 10 of the
-    49 ms of a loss gradient. The process keeps up to 2 GB of what it frees. The command line does this by itself;
-    without effect, and False, with other C libraries or where the environment sets MALLOC_ variables.
+    49 ms of a loss gradient. The process keeps up to 2 GB of arrays below 32 MB that it frees; larger ones come
+    and go as before. The command line does this by itself; without effect, and False, with other C libraries or where
+    the environment sets MALLOC_ variables.
     """
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
         return False

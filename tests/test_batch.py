@@ -371,9 +371,6 @@ COUNT = """
 import jax, numpy as np
 jax.config.update("jax_enable_x64", True)
 import offjax
-from offjax import geometry
-from offjax.batching import coordinates
-from offjax.batching.half_planes import half_planes
 from tests import samples
 compiled = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -413,9 +410,6 @@ import jax, numpy as np
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 3)
 import offjax
-from offjax import geometry
-from offjax.batching import coordinates
-from offjax.batching.half_planes import half_planes
 from tests import samples
 smiles = ["CCO", "O=C=O", "CSSC"]
 batch = offjax.SystemBatch.from_systems([samples.system(s) for s in smiles])
@@ -454,9 +448,6 @@ import jax, numpy as np
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 3)
 import offjax
-from offjax import geometry
-from offjax.batching import coordinates
-from offjax.batching.half_planes import half_planes
 from tests import samples
 smiles = ["CCO", "O=C=O", "CSSC"]
 batch = offjax.SystemBatch.from_systems([samples.system(s) for s in smiles])

@@ -3,7 +3,7 @@
 A *job* is one molecule with up to ``lanes`` of its conformers. Jobs are put into chunks of one common shape,
 so that a single compiled loop runs over all of them: small enough for the cache, and filled evenly in atoms,
 bonds, angles, torsions and pairs at the same time. What is left of a chunk is padded with terms on four dummy
-atoms that no sum refers to.
+atoms, which no sum of forces or energies refers to; sums of slopes are filled up with a torsion of zero slope.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Job(NamedTuple):
 
 class Shape(NamedTuple):
     """The common shape of chunks: lanes, and capacities in atoms (dummies apart), molecules, terms and groups
-    of sums; atoms of the largest molecule; most torsions on one half-plane. Tables have one more row of each.
+    of sums; atoms of the largest molecule; most torsions on one half-plane. Tables have more rows, for padding.
     """
 
     lanes: int
@@ -265,12 +265,14 @@ def fill(
     for column, (name, n) in enumerate(_rows_of(shape, every).items(), start=2):
         local = [u.molecule.terms[name] for u in used]
         if every[name].vectors:
-            padding = shape.atoms + np.arange(every[name].body)
-            table = np.broadcast_to(padding, (n_chunks, n, every[name].body)).copy()
+            body = local[0].atoms.shape[1]
+            table = np.broadcast_to(shape.atoms + np.arange(body), (n_chunks, n, body)).copy()
+            if name == "angles":
+                table[:, -1] += 1  # dummies 1-2-3 after 0-1-2: the torsion between them is not singular
             place.put(table, column, [t.atoms for t in local], shift=start[:, 0])
             atoms[name] = np.moveaxis(table, 2, 1).astype(np.int32)
         else:
-            table = np.full((n_chunks, n, 2), n_angles - 1)
+            table = np.broadcast_to([n_angles - 2, 2 * n_angles - 1], (n_chunks, n, 2)).copy()
             place.put(table, column, [t.planes.angle + n_angles * t.planes.side for t in local], shift=first_angle)
             planes[name] = np.moveaxis(table, 2, 1).astype(np.int32)
             signs = np.ones((n_chunks, n, 2))
@@ -348,8 +350,8 @@ class _Placement(NamedTuple):
 
 
 def _rows_of(shape: Shape, every: Mapping[str, Kind]) -> dict[str, int]:
-    """Rows of each kind of terms, the last of them padding."""
-    return {name: capacity + 1 for name, capacity in zip(every, shape.terms, strict=True)}
+    """Rows of each kind of terms, the last of them padding; of angles the last two: torsions of padding lie between."""
+    return {name: capacity + 1 + (name == "angles") for name, capacity in zip(every, shape.terms, strict=True)}
 
 
 def _slope_sums(used, place: _Placement, shape: Shape):
@@ -357,14 +359,15 @@ def _slope_sums(used, place: _Placement, shape: Shape):
     every = kinds(used[0].molecule.user)
     rows, names = _rows_of(shape, every), _torsions(every)
     sizes, columns = [rows[name] for name in names], [2 + list(every).index(name) for name in names]
-    angles, zero = 2 + list(every).index("angles"), sum(sizes) - 1  # padding, of zero slope
+    column = 2 + list(every).index("angles")
+    zero = sum(sizes) - 1  # the padding of "torsions", which come after the user's, has no force
     table = np.full((place.n_chunks, SIDES, rows["angles"], shape.slope_width), zero)
     sign = np.zeros(table.shape)
     for side in range(SIDES):
         codes = [_widened(u.slopes[0][side], shape.slope_width, -1) for u in used]
         base = list(np.cumsum([0, *sizes[:-1]]))
-        place.put(table[:, side], angles, place.decode(codes, columns, base, zero))
-        place.put(sign[:, side], angles, [_widened(u.slopes[1][side], shape.slope_width, 0) for u in used])
+        place.put(table[:, side], column, place.decode(codes, columns, base, zero))
+        place.put(sign[:, side], column, [_widened(u.slopes[1][side], shape.slope_width, 0) for u in used])
     flat = (place.n_chunks, SIDES * rows["angles"], shape.slope_width)
     return table.reshape(flat).astype(np.int32), sign.reshape(flat)
 

@@ -1,10 +1,11 @@
 """Bond, angle, torsion and pair coordinates with the vectors that turn a slope dU/ds into forces.
 
 Points are tuples (x, y, z) of arrays of one shape, so that every operation below is elementwise over terms x
-conformers and nothing is transposed. A coordinate function returns the coordinate s and a few *weights*; a
-rows function makes of the weights the *rows*: vectors g with ds = sum g . db over the difference vectors b of
-the term, from which both the forces (-dU/ds g) and the change of s along a displacement of the atoms follow
-without automatic differentiation. All arithmetic is written without division and without transcendental
+conformers and nothing is transposed. A coordinate function takes the difference vectors b of a term and their inverse
+lengths, and returns the coordinate s and a few *weights*; a rows function makes of these the *rows*: vectors g with
+ds = sum g . b' for changes b' of the vectors, from which both the forces (-dU/ds g) and the change of s along a
+displacement of the atoms follow without automatic differentiation. Torsions have no rows: the angles' *levers* tell how
+half-planes turn. All arithmetic is written without division and without transcendental
 functions, which a CPU does not vectorise; singular geometries have rows of zero (see :mod:`offjax.geometry`).
 """
 
@@ -90,9 +91,10 @@ class Weights(NamedTuple):
 class Levers(NamedTuple):
     """How half-planes that hold an angle's arms u and v turn as these move along the normal n of their plane.
 
-    Three sides of the triangle are edges of half-planes: the line of v with the end of u on it, the line of u with the
-    end of v, the line between both ends with the middle atom. Each turns by first n.du + last n.dv. ``reach`` is
-    1/distance of the atom from the edge (of the third: minus that, since u points away from the middle atom).
+    Each side of the triangle is the edge of a half-plane that holds the third atom: the line of v and the end of u, the
+    line of u and the end of v, the line between both ends and the middle atom. Each turns by first n.du
+    + last n.dv. ``reach`` is 1/distance of the atom from the edge (of the third: minus that, since u points away from
+    the middle atom).
     """
 
     first: tuple[Any, Any, Any]
@@ -175,14 +177,14 @@ def angle_rows(vectors, weights):
 
 
 def levers(vectors, inverse):
-    """The levers of an angle's arms; zero where they are parallel: no plane holds only one of the two."""
+    """The levers of an angle's arms; zero where these are parallel and span no plane."""
     (u, v), (inverse_u, inverse_v, inverse_w, inverse_e) = vectors, inverse
     e = difference(u, v)
     reach_u, reach_v = (dot(a, a) * i * inverse_w for a, i in ((v, inverse_v), (u, inverse_u)))
-    along, third = dot(u, v) * inverse_w, inverse_e * inverse_w
+    cotangent, third = dot(u, v) * inverse_w, inverse_e * inverse_w
     return Levers(
-        (reach_u, -along * inverse_u, -dot(v, e) * third),
-        (-along * inverse_v, reach_v, dot(u, e) * third),
+        (reach_u, -cotangent * inverse_u, -dot(v, e) * third),
+        (-cotangent * inverse_v, reach_v, dot(u, e) * third),
         (reach_u, reach_v, -dot(e, e) * third),
     )
 
@@ -191,8 +193,8 @@ def dihedral(normal_1, normal_2, arm_1, reach_1, sign_1, sign_2):
     """(cos phi, sin phi) of the angle from one half-plane to another about the edge that they share.
 
     Of half-plane 1 its unit normal, an arm to an atom in it from a point of the edge, and 1/distance of the atom from
-    the edge; the signs tell whether the normal is (arm x direction of the edge), or its opposite. Both numbers are
-    zero where three atoms are collinear, a half-plane without normal.
+    the edge (or both with the other sign: see :class:`Levers`); the signs tell whether the normal is (arm x direction
+    of the edge), or its opposite. Both numbers are zero where three atoms are collinear, a half-plane without normal.
     """
     return (sign_1 * sign_2) * dot(normal_1, normal_2), sign_2 * reach_1 * dot(arm_1, normal_2)
 

@@ -20,9 +20,9 @@ SIDES = 3
 class HalfPlanes(NamedTuple):
     """The two half-planes of every torsion, each (n, 2).
 
-    ``angle`` i-j-k is the one whose plane it is; ``side`` its edge: the line jk with i on it (0), the line ij with k
-    (1) or the line ik with j (2), which impropers need; ``sign`` (+1, -1) makes of the angle's normal (arm to i) x (arm
-    to k) the normal (arm x edge), with the edge in the direction of the torsion's two middle atoms.
+    ``angle`` i-j-k is the one whose plane it is; ``side`` the edge and the atom off it: the line jk and i (0), the line
+    ij and k (1), or the line ik and j (2), which impropers need; ``sign`` (+1, -1) makes of the angle's normal (arm to
+    i) x (arm to k) the normal (arm x edge), with the edge in the direction of the torsion's two middle atoms.
     """
 
     angle: np.ndarray
@@ -38,7 +38,7 @@ def half_planes(torsions: Sequence[np.ndarray], angles: np.ndarray) -> tuple[lis
     """Half-planes of some sets of torsions (n, 4) of one molecule, and the atoms (m, 3) of angles that are missing
     among ``angles`` (n, 3): they follow those in the numbering.
     """
-    known = {_key(*atoms): (row, *atoms) for row, atoms in reversed(list(enumerate(angles.tolist())))}
+    known = {_key(*atoms): (row, *atoms) for row, atoms in enumerate(angles.tolist())}
     missing: list[tuple[int, int, int]] = []
 
     def one(outer: int, near: int, far: int, start: int):

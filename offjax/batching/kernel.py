@@ -32,17 +32,16 @@ from offjax.terms.user import UserTerm
 
 
 class Kind(NamedTuple):
-    """A kind of term on ``body`` atoms: difference vectors from atom i to atom j, their coordinate, its rows, and its
-    potential; torsions have no vectors and rows of their own.
+    """A kind of term: difference vectors from atom i to atom j, their coordinate, its rows, and its potential;
+    torsions, which lie between half-planes, have only unit and potential.
 
     ``lengths`` are the inverse lengths of which coordinate and weights are made. The coordinate is a tuple of arrays,
     ``unit(s)`` its change when the underlying scalar (r, theta, phi, 1/r) grows by one.
     """
 
-    body: int
     vectors: tuple[tuple[int, int], ...]
     lengths: Callable | None
-    coordinate: Callable
+    coordinate: Callable | None
     rows: Callable | None
     unit: Callable
     potential: Callable
@@ -92,11 +91,8 @@ def _pair(s, repulsion, dispersion, charge_product):
 
 
 KINDS = {
-    "bonds": Kind(
-        2, ((0, 1),), coordinates.inverse_length, _single(coordinates.distance), coordinates.along, _one, _bond
-    ),
+    "bonds": Kind(((0, 1),), coordinates.inverse_length, _single(coordinates.distance), coordinates.along, _one, _bond),
     "angles": Kind(
-        3,
         ((1, 0), (1, 2)),
         coordinates.inverse_lengths_of_angle,
         _single(coordinates.angle),
@@ -104,9 +100,8 @@ KINDS = {
         _one,
         _angle,
     ),
-    "torsions": Kind(4, (), None, coordinates.dihedral, None, _quarter_turn, _fourier),
+    "torsions": Kind((), None, None, None, _quarter_turn, _fourier),
     "pairs": Kind(
-        2,
         ((0, 1),),
         coordinates.inverse_lengths_of_pair,
         _single(coordinates.inverse_distance),
@@ -127,7 +122,7 @@ def _user_kind(term: UserTerm) -> Kind:
         return KINDS["torsions"]._replace(potential=lambda s, *values: user_energy(term, _user_torsion(s), values))
     kind = KINDS["angles" if term.kind == "angle" else "bonds"]
     if term.kind == "urey-bradley":
-        kind = kind._replace(body=3, vectors=((0, 2),))
+        kind = kind._replace(vectors=((0, 2),))
     return kind._replace(potential=lambda s, *values: user_energy(term, s[0], values))
 
 
@@ -243,7 +238,7 @@ def energies(p, tables: ChunkTables, x: Positions, forces: bool):
     """Energies (job, lane), and forces by component if asked for."""
     terms: dict[str, Any] = {}
     slopes: list[Any] = []
-    geometry: dict[str, Any] = {}
+    weighted: dict[str, Any] = {}
     every = kinds(tables.user)
     for name, kind in every.items():
         if not kind.vectors:
@@ -258,7 +253,7 @@ def energies(p, tables: ChunkTables, x: Positions, forces: bool):
             planes = _Planes(vectors, weights.normal, levers)
         else:
             terms[name], weights = _stage(tables, partial(_term, kind, forces), vectors, inverse, p[name])
-        geometry[name] = vectors, weights
+        weighted[name] = vectors, weights
     for name, kind in every.items():
         if kind.vectors:
             continue
@@ -277,7 +272,7 @@ def energies(p, tables: ChunkTables, x: Positions, forces: bool):
     if not forces:
         return total, None
     rows: list[Any] = []
-    for name, (vectors, weights) in geometry.items():
+    for name, (vectors, weights) in weighted.items():
         own = every[name].rows(_components(vectors, every[name]), weights)
         if name == "angles":
             push = _push_normals(tables, slopes, planes.levers)
@@ -390,15 +385,7 @@ def parameter_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "jo
     for name, kind in every.items():
         if kind.vectors:
             continue
-
-        def torsion(planes, turns, index, sign):
-            s = _dihedral(planes, index, sign)
-            if turns is None:
-                return s, None
-            first, second = (_of_side(turns, which) for which in index)
-            return s, sign[1, :, None] * second - sign[0, :, None] * first
-
-        found[name] = _stage(tables, torsion, planes, turns, tables.planes[name], tables.plane_sign[name])
+        found[name] = _stage(tables, _torsion_and_change, planes, turns, tables.planes[name], tables.plane_sign[name])
     result = {}
     for name, kind in every.items():
         s, change = found[name]
@@ -417,6 +404,15 @@ def parameter_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "jo
     if tables.gbsa is not None:
         result["gbsa"] = _stage(tables, partial(_solvation_gradient, tables, tables.gbsa), p["gbsa"], x, w, v)
     return result
+
+
+def _torsion_and_change(planes: _Planes, turns, index, sign):
+    """The coordinate of torsions and, if their half-planes turn, minus its change."""
+    s = _dihedral(planes, index, sign)
+    if turns is None:
+        return s, None
+    first, second = (_of_side(turns, which) for which in index)
+    return s, sign[1, :, None] * second - sign[0, :, None] * first
 
 
 def _change(kind: Kind, vectors, inverse, v: Components, atoms):

@@ -73,6 +73,6 @@ def stack(blocks):
     starts = np.cumsum([0, *map(len, blocks)])
     buffer = jnp.zeros((starts[-1] + 1, *blocks[0].shape[1:]), blocks[0].dtype)
     # XLA writes the zeros with what comes first, which is best the largest
-    for start, block in sorted(zip(starts, blocks, strict=False), key=lambda b: -len(b[1])):
+    for start, block in sorted(zip(starts[:-1], blocks, strict=True), key=lambda b: -len(b[1])):
         buffer = jax.lax.dynamic_update_slice_in_dim(buffer, block, int(start), axis=0)
     return buffer

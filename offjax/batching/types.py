@@ -25,7 +25,8 @@ from offjax.terms import vdw
 from offjax.terms.user import UserTerm
 
 NO_FORCE = 0
-"""The type of angles and torsions whose energy is zero whatever the parameters, as that of padding must be."""
+"""The type of angles and torsions whose energy is zero whatever the parameters. Padding of every kind has type 0; of
+other kinds that is an ordinary one, whose energies no sum takes."""
 
 
 class Typed(NamedTuple):
@@ -37,9 +38,9 @@ class Typed(NamedTuple):
 
 
 class TypedMolecule(NamedTuple):
-    """One molecule: ``terms`` by kind (bonds, angles, torsions, pairs, sections of the user), Coulomb scale of the
-    pairs, charges of the atoms; ``user`` are the definitions of all molecules of the batch, ``gbsa`` their implicit
-    solvent with a type for every atom.
+    """One molecule: ``terms`` by kind (bonds, angles, torsions, pairs, sections of the user), angles with those that
+    only span half-planes (type ``NO_FORCE``); Coulomb scale of the pairs, charges of the atoms; ``user`` are the
+    definitions of all molecules of the batch, ``gbsa`` their implicit solvent with a type for every atom.
     """
 
     n_atoms: int

@@ -331,3 +331,29 @@ def test_a_batch_gives_the_energies_forces_and_gradients_of_its_systems(rng):
     slope = np.vdot(jax.grad(loss)(p).to_vector(), v * theta)
     fd = difference(lambda s: float(loss(p.from_vector(theta * (1 + s * v)))), 1e-4)
     assert abs(slope - fd) < 1e-6 * abs(fd)
+
+
+def test_torsions_with_a_cusp_have_finite_gradients_in_a_batch():
+    """|sin(phi/2)| has no derivative at phi = 0, where no torsion of these molecules is: nor may one of padding be."""
+    cusp = UserTerm(
+        "Cusps", "torsion", lambda phi, k: k * jnp.sqrt(2 - 2 * jnp.cos(phi)), {"k": "kJ/mol"}, complete=False
+    )
+    source = xml(
+        '<Cusps version="0.3"><Torsion smirks="[*:1]-[*:2]-[*:3]-[*:4]" id="p1" k="3*kilojoules_per_mole"/></Cusps>'
+    )
+    smiles = ["CCCO", "CCO", "CO"]
+    systems = [offjax.System.from_smirnoff(source, samples.molecule(s), user_terms=[cusp]) for s in smiles]
+    batch, p = offjax.SystemBatch.from_systems(systems), systems[0].parameters
+    conformers = batch.pack([samples.positions(s) for s in smiles])
+
+    def loss(evaluate):
+        def of(p):
+            energies, forces = evaluate(p)
+            return jnp.sum(energies**2) + jnp.sum(forces**2)
+
+        return jax.grad(of)(p).to_vector()
+
+    plain = batch.plain(conformers)
+    expected = loss(lambda p: plain.energies_and_forces(p, conformers.positions))
+    assert np.all(np.isfinite(expected)) and np.any(expected != 0)
+    np.testing.assert_allclose(loss(lambda p: batch.energies_and_forces(p, conformers)), expected, rtol=1e-10)
