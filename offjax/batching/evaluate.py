@@ -172,6 +172,7 @@ def _pull(forces, moving, primals, cotangents):
 
     def one(arguments):
         p, x, tables, w, v = arguments
+        v = None if v is None else jnp.concatenate(v, axis=1)
         gradient = kernel.parameter_gradient(p, tables, x, w, v)
         return gradient, kernel.position_gradient(p, tables, x, w, v) if moving else None
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from offjax import geometry
 from offjax.batching import coordinates, solvent
-from offjax.batching.coordinates import difference, dot, polynomial, scale
+from offjax.batching.coordinates import dot, polynomial, scale
 from offjax.batching.half_planes import SIDES
 from offjax.batching.sums import at, gather_sum, stack
 from offjax.devices import matmul
@@ -167,7 +167,7 @@ class ChunkTables:
 
 
 Positions = Float[Array, "atom 3*lane"]
-"""x of all lanes, then y, then z: one gather fetches the three components of an atom."""
+"""x of all lanes, then y, then z, so that one gather fetches the three components of an atom; other vectors too."""
 
 Components = tuple[Float[Array, "atom lane"], Float[Array, "atom lane"], Float[Array, "atom lane"]]
 
@@ -181,12 +181,6 @@ def _vectors(kind: Kind, x: Positions, atoms):
 def _components(vectors, kind: Kind):
     """x, y and z, each (n, lane), of each of the vectors (m n, 3 lanes)."""
     return [tuple(jnp.split(v, 3, axis=1)) for v in jnp.split(vectors, len(kind.vectors))]
-
-
-def _differences(v: Components, kind: Kind, atoms):
-    """What :func:`_vectors` and :func:`_components` give of positions, of a field given by component."""
-    ends = [tuple(at(c, index) for c in v) for index in atoms]
-    return [difference(ends[i], ends[j]) for i, j in kind.vectors]
 
 
 class _Planes(NamedTuple):
@@ -240,17 +234,12 @@ def energies(p, tables: ChunkTables, x: Positions, forces: bool):
     slopes: list[Any] = []
     weighted: dict[str, Any] = {}
     every = kinds(tables.user)
-    for name, kind in every.items():
-        if not kind.vectors:
-            continue
-        vectors = _stage(tables, partial(_vectors, kind), x, tables.atoms[name])
-        inverse = _stage(tables, partial(_lengths, kind), vectors)
+    measured, angle, angle_weights, planes = _measured(tables, x)
+    for name, (vectors, inverse) in measured.items():
+        kind = every[name]
         if name == "angles":
-            angle, weights, levers = _stage(tables, _angle_and_levers, vectors, inverse)
             terms[name], slope = _stage(tables, partial(_potential_and_slope, kind, forces), angle, p[name])
-            if forces:
-                weights = weights._replace(scale=scale(-slope, weights.scale))
-            planes = _Planes(vectors, weights.normal, levers)
+            weights = _weighted(angle_weights, slope)
         else:
             terms[name], weights = _stage(tables, partial(_term, kind, forces), vectors, inverse, p[name])
         weighted[name] = vectors, weights
@@ -277,16 +266,35 @@ def energies(p, tables: ChunkTables, x: Positions, forces: bool):
         if name == "angles":
             push = _push_normals(tables, slopes, planes.levers)
             own = [
-                tuple(a + f * n for a, n in zip(r, weights.normal, strict=True)) for r, f in zip(own, push, strict=True)
+                tuple(a + f * n for a, n in zip(r, angle_weights.normal, strict=True))
+                for r, f in zip(own, push, strict=True)
             ]
         rows.extend(own)
     groups = _stage(tables, partial(_group_sums, tables), [stack([row[axis] for row in rows]) for axis in range(3)])
     return total, tuple(gather_sum(g, tables.force_sums) - p for g, p in zip(groups, pull, strict=True))
 
 
+def _measured(tables: ChunkTables, x: Positions):
+    """Difference vectors and inverse lengths of each kind that has vectors; coordinate of the angles, weights of their
+    rows, and their half-planes.
+    """
+    found = {}
+    for name, kind in kinds(tables.user).items():
+        if kind.vectors:
+            vectors = _stage(tables, partial(_vectors, kind), x, tables.atoms[name])
+            found[name] = vectors, _stage(tables, partial(_lengths, kind), vectors)
+    angle, weights, levers = _stage(tables, _angle_and_levers, *found["angles"])
+    return found, angle, weights, _Planes(found["angles"][0], weights.normal, levers)
+
+
 def _lengths(kind: Kind, vectors):
     """The inverse lengths."""
     return kind.lengths(*_components(vectors, kind))
+
+
+def _weighted(weights, slope):
+    """The weights that make of the vectors forces; None without forces."""
+    return None if slope is None else weights._replace(scale=scale(-slope, weights.scale))
 
 
 def _angle_and_levers(vectors, inverse):
@@ -299,7 +307,7 @@ def _term(kind: Kind, forces: bool, vectors, inverse, values):
     """U and, for forces, the weights that make of the vectors forces."""
     s, weights = kind.coordinate(_components(vectors, kind), inverse)
     u, slope = _potential_and_slope(kind, forces, s, values)
-    return u, weights._replace(scale=scale(-slope, weights.scale)) if forces else None
+    return u, _weighted(weights, slope)
 
 
 def _potential_and_slope(kind: Kind, forces: bool, s, values):
@@ -354,31 +362,27 @@ def _solvation_gradient(tables: ChunkTables, settings: GBSASettings, values, x: 
 
         if v is None:
             return jnp.sum(w * energies(x))
-        u, du = jax.jvp(energies, (x,), (jnp.concatenate(v, axis=1),))
+        u, du = jax.jvp(energies, (x,), (v,))
         return jnp.sum(w * u - du)
 
     return jax.grad(objective)(values)
 
 
-def parameter_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "job lane"], v: Components | None):
+def parameter_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "job lane"], v: Positions | None):
     """Gradient in the parameters of sum(w energies) + sum(v . forces); without v of the first sum alone."""
     every = kinds(tables.user)
-    found, moving = {}, None if v is None else jnp.concatenate(v, axis=1)
-    for name, kind in every.items():
-        if not kind.vectors:
-            continue
-        vectors = _stage(tables, partial(_vectors, kind), x, tables.atoms[name])
-        inverse = _stage(tables, partial(_lengths, kind), vectors)
+    measured, angle, weights, planes = _measured(tables, x)
+    found, change, turns = {}, None, None
+    for name, (vectors, inverse) in measured.items():
+        kind = every[name]
         if name == "angles":
-            s, weights, levers = _stage(tables, _angle_and_levers, vectors, inverse)
-            planes, turns, change = _Planes(vectors, weights.normal, levers), None, None
+            s = angle
             if v is not None:
-                moved = _stage(tables, partial(_vectors, kind), moving, tables.atoms[name])
+                moved = _stage(tables, partial(_vectors, kind), v, tables.atoms[name])
                 change, along = _stage(tables, _angle_changes, vectors, weights, moved)
-                turns = _stage(tables, _turns, levers, along)
+                turns = _stage(tables, _turns, planes.levers, along)
         else:
             s, _ = kind.coordinate(_components(vectors, kind), inverse)
-            change = None
             if v is not None:
                 change = _stage(tables, partial(_change, kind), vectors, inverse, v, tables.atoms[name])
         found[name] = s, change
@@ -415,10 +419,10 @@ def _torsion_and_change(planes: _Planes, turns, index, sign):
     return s, sign[1, :, None] * second - sign[0, :, None] * first
 
 
-def _change(kind: Kind, vectors, inverse, v: Components, atoms):
+def _change(kind: Kind, vectors, inverse, v: Positions, atoms):
     """Minus the change of the coordinate along ``v``."""
-    parts = _components(vectors, kind)
-    rows, moved = kind.rows(parts, kind.coordinate(parts, inverse)[1]), _differences(v, kind, atoms)
+    parts, moved = (_components(b, kind) for b in (vectors, _vectors(kind, v, atoms)))
+    rows = kind.rows(parts, kind.coordinate(parts, inverse)[1])
     return -sum(dot(row, b) for row, b in zip(rows, moved, strict=True))
 
 
@@ -436,7 +440,7 @@ def _turns(levers: coordinates.Levers, moved):
     return tuple(a * first + b * last for a, b in zip(levers.first, levers.last, strict=True))
 
 
-def position_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "job lane"], v: Components | None):
+def position_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "job lane"], v: Positions | None):
     """Gradient in the positions of sum(w energies) + sum(v . forces), (atom, 3 lanes).
 
     The Hessian is symmetric, so its product with v is the change of the forces along v.
@@ -445,5 +449,5 @@ def position_gradient(p, tables: ChunkTables, x: Positions, w: Float[Array, "job
     if v is None:
         _, forces = energies(p, tables, x, True)
         return -weight * jnp.concatenate(forces, axis=1)
-    (_, forces), (_, change) = jax.jvp(lambda x: energies(p, tables, x, True), (x,), (jnp.concatenate(v, axis=1),))
+    (_, forces), (_, change) = jax.jvp(lambda x: energies(p, tables, x, True), (x,), (v,))
     return jnp.concatenate(change, axis=1) - weight * jnp.concatenate(forces, axis=1)
