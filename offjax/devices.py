@@ -19,6 +19,11 @@ def on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
+def n_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def at_once(on_a_cpu: int, elsewhere: int) -> int:
     """How many things a step of a loop takes, on either kind of device."""
     return on_a_cpu if on_cpu() else elsewhere

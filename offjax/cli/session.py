@@ -32,7 +32,7 @@ def start() -> None:
     """
     import jax
 
-    from offjax.devices import keep_freed_memory
+    from offjax.devices import keep_freed_memory, n_cores
     from offjax.parameterize import cache
 
     keep_freed_memory()
@@ -41,7 +41,7 @@ def start() -> None:
     patience = "--xla_cpu_collective_call_terminate_timeout_seconds=86400"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {patience}".strip()
     with contextlib.suppress(RuntimeError):  # JAX runs already, in a program that calls a command as a function
-        jax.config.update("jax_num_cpu_devices", _cores())
+        jax.config.update("jax_num_cpu_devices", n_cores())
     folder = cache.directory()
     if folder is not None and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(folder / "xla" / _processor()))
@@ -53,11 +53,6 @@ def start() -> None:
         os.environ["PATH"] = beside + os.pathsep + path
     logging.getLogger("openff").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"openff|pint|openmm")
-
-
-def _cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

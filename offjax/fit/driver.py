@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -534,6 +534,7 @@ def parameterize(
 
     progress = Silent() if progress is None else progress
     force_field = forcefield.load(files, forcefield.check_terms(user_terms))
+    _charges_ahead(records, force_field, charges, progress)
     progress.stage("typing and charges", len(records))
     systems: list[System] = []
     known: dict[str, System] = {}
@@ -556,6 +557,22 @@ def parameterize(
         systems.append(known[record.smiles])
         progress.advance(record.name)
     return systems
+
+
+def _charges_ahead(records: Sequence[Record], force_field, charges: str, progress: Silent) -> None:
+    """Slow charges of all molecules, on all cores."""
+    from offjax.parameterize.charges import ahead, am1_method
+
+    if charges != "force-field" and not charges.lower().startswith("am1"):
+        return
+    by_method: dict[str, list[Any]] = {}
+    for record in {record.smiles: record for record in records}.values():
+        for part in record.molecules():
+            method = am1_method(force_field, part) if charges == "force-field" else charges
+            if method is not None:
+                by_method.setdefault(method, []).append(part)
+    for method, molecules in by_method.items():
+        ahead(molecules, method, partial(progress.stage, f"{method} charges"), progress.advance)
 
 
 def _digest(records: Sequence[Record], systems: Sequence[System], train: np.ndarray, ties: str) -> str:

@@ -12,14 +12,16 @@ import functools
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from offjax.errors import InputError, UnassignedParameterError
+from offjax.devices import n_cores
+from offjax.errors import InputError, OffjaxError, UnassignedParameterError
 from offjax.parameterize import cache
 
 if TYPE_CHECKING:
@@ -206,8 +208,7 @@ def compute(molecule: Molecule, method: str, extra: dict[str, str | None] | None
     UnassignedParameterError
         The method failed or its program is not installed; the message says which.
     """
-    order = molecule.to_smiles(mapped=True)
-    name = cache.key("charges", order, method.lower(), repr(sorted((extra or {}).items())), versions())
+    name = _entry(molecule, method, extra)
     if (stored := cache.read(name)) is not None and stored["charges"].shape == (molecule.n_atoms,):
         return stored["charges"]
     from openff.toolkit import Molecule
@@ -237,6 +238,71 @@ def compute(molecule: Molecule, method: str, extra: dict[str, str | None] | None
     return charges
 
 
+def _entry(molecule: Molecule, method: str, extra: dict[str, str | None] | None = None) -> str:
+    """Where the cache keeps the charges."""
+    order = molecule.to_smiles(mapped=True)
+    return cache.key("charges", order, method.lower(), repr(sorted((extra or {}).items())), versions())
+
+
+def ahead(
+    molecules: Iterable[Molecule], method: str, begin: Callable[[int], None], done: Callable[[str], None]
+) -> None:
+    """Have the charges of molecules by an AM1 method in the cache, as many molecules at once as there are cores.
+
+    AmberTools' sqm takes seconds to minutes a molecule, and no less with a second thread. Nothing is done where
+    charges come from elsewhere or cannot be kept (``OFFJAX_CACHE=off``). A molecule that fails is left to
+    :func:`compute`, which tells why.
+
+    Parameters
+    ----------
+    molecules
+        Some may be equal or already in the cache.
+    method
+        A charge method of the toolkit, or a <ChargeIncrementModel>'s.
+    begin, done
+        Called with how many there are to compute, if any, and with the name of each that is.
+    """
+    if not method.lower().startswith("am1") or cache.directory() is None:
+        return
+    with toolkit_registry() as registry:
+        programs = {type(w).__name__ for w in registry.registered_toolkits}
+        if "AmberToolsToolkitWrapper" not in programs or "OpenEyeToolkitWrapper" in programs:
+            return
+        missing = {name: m for m in molecules if cache.read(name := _entry(m, method)) is None}
+        if not missing:
+            return
+        begin(len(missing))
+        with ThreadPoolExecutor(n_cores()) as pool:
+            # the largest first: none is left for the end, when other cores have nothing to do
+            waiting = {pool.submit(compute, m, method): m for m in sorted(missing.values(), key=lambda m: -m.n_atoms)}
+            try:
+                for future in as_completed(waiting):
+                    with contextlib.suppress(OffjaxError):
+                        future.result()
+                    done(describe(waiting[future]))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def am1_method(force_field: ForceField, molecule: Molecule) -> str | None:
+    """The AM1 method that :func:`assign` will need of a molecule, if any."""
+    registered = force_field.registered_parameter_handlers
+    if "NAGLCharges" in registered:
+        return None
+    if "ChargeIncrementModel" in registered:
+        method = force_field.get_parameter_handler("ChargeIncrementModel").partial_charge_method
+    elif "ToolkitAM1BCC" in registered:
+        method = "am1bcc"
+    else:
+        return None
+    if cache.read(_entry(molecule, method)) is not None:
+        return None
+    if "LibraryCharges" in registered and _library(force_field.get_parameter_handler("LibraryCharges"), molecule):
+        return None
+    return method
+
+
 def bond_orders(molecule: Molecule, method: str) -> np.ndarray:
     """Fractional (Wiberg) bond orders of every bond, in the molecule's bond order, cached on disk."""
     name = cache.key("bond-orders", molecule.to_smiles(mapped=True), method.lower(), versions())
@@ -263,6 +329,8 @@ def bond_orders(molecule: Molecule, method: str) -> np.ndarray:
 def toolkit_registry():
     """The toolkit's default registry, which also finds AmberTools beside the running Python if it is not on PATH.
 
+    AmberTools' sqm runs on one thread unless OMP_NUM_THREADS says otherwise: more make it no faster.
+
     The order is that of ``openff.toolkit.GLOBAL_TOOLKIT_REGISTRY``, so that Gasteiger charges, say, come from the same
     program as in plain OpenFF (AmberTools' differ from RDKit's by 1e-5 e).
     """
@@ -279,6 +347,8 @@ def toolkit_registry():
     beside = str(Path(sys.executable).parent)
     if shutil.which("sqm") is None and (Path(beside) / "sqm").exists():
         os.environ["PATH"] = beside + os.pathsep + path
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         wrappers = [
             w
@@ -294,6 +364,8 @@ def toolkit_registry():
         yield ToolkitRegistry(toolkit_precedence=wrappers)
     finally:
         os.environ["PATH"] = path
+        if threads is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
 
 
 @functools.cache

@@ -1,7 +1,9 @@
 """Charges by the SMIRNOFF hierarchy, against exact numbers, Interchange and AmberTools."""
 
+import os
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 from openff.units import Quantity
 
 import offjax
+import offjax.parameterize.cache
+import offjax.parameterize.charges
 from tests.parameterize.small import force_field, smiles
 
 COULOMB = '<Electrostatics version="0.4"/>'
@@ -224,3 +228,57 @@ def test_a_molecule_without_any_model_is_named():
 def test_given_molecules_need_charges():
     with pytest.raises(offjax.InputError, match="has no partial_charges"):
         charges("openff-2.2.1.offxml", smiles("CO"), charge_from_molecules=[smiles("CO")])
+
+
+# --- many molecules -----------------------------------------------------------------------------------------------
+
+
+@needs_sqm()
+def test_charges_of_many_molecules_are_computed_side_by_side_and_kept(tmp_path, monkeypatch):
+    """The same numbers as one by one; equal molecules once; what fails is left to the one that needs it."""
+    molecules = [smiles(s) for s in ("[C:1]([H:2])([H:3])([H:4])[H:5]", METHANOL, METHANOL, "[He:1]")]
+    monkeypatch.setenv("OFFJAX_CACHE", str(tmp_path / "one"))
+    expected = [offjax.parameterize.charges.compute(m, "am1bcc") for m in molecules[:2]]
+    monkeypatch.setenv("OFFJAX_CACHE", str(tmp_path / "many"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads, counts, names = [], [], []
+    compute = offjax.parameterize.charges.compute
+
+    def observed(molecule, method):
+        threads.append((threading.get_ident(), os.environ["OMP_NUM_THREADS"]))
+        return compute(molecule, method)
+
+    monkeypatch.setattr(offjax.parameterize.charges, "compute", observed)
+    offjax.parameterize.charges.ahead(molecules, "am1bcc", counts.append, names.append)
+    assert counts == [3] and len(names) == 3
+    assert len(threads) == 3 and threading.get_ident() not in dict(threads) and {n for _, n in threads} == {"1"}
+    assert "OMP_NUM_THREADS" not in os.environ
+    assert len(list((tmp_path / "many").glob("*/charges-*.npz"))) == 2
+    for molecule, charges in zip(molecules, expected, strict=False):
+        np.testing.assert_array_equal(compute(molecule, "am1bcc"), charges)
+    offjax.parameterize.charges.ahead(molecules[:3], "am1bcc", counts.append, names.append)
+    assert counts == [3]
+    with pytest.raises(offjax.OffjaxError, match=r"\[He\]"):
+        compute(molecules[3], "am1bcc")
+
+
+@needs_sqm()
+def test_a_cache_that_is_off_is_not_computed_for(monkeypatch):
+    monkeypatch.setenv("OFFJAX_CACHE", "off")
+    counts = []
+    offjax.parameterize.charges.ahead([smiles(METHANOL)], "am1bcc", counts.append, counts.append)
+    assert counts == []
+
+
+def test_only_molecules_that_need_am1_charges_are_computed_ahead(tmp_path, monkeypatch):
+    monkeypatch.setenv("OFFJAX_CACHE", str(tmp_path))
+    am1_method = offjax.parameterize.charges.am1_method
+    methanol, methane = smiles(METHANOL), smiles("[C:1]([H:2])([H:3])([H:4])[H:5]")
+    bcc = '<ToolkitAM1BCC version="0.3"/>'
+    hydrocarbons = force_field(COULOMB, library("[#6:1] -0.4", "[#1:1] 0.1"), bcc)
+    assert am1_method(hydrocarbons, methanol) == "am1bcc" and am1_method(hydrocarbons, methane) is None
+    assert am1_method(force_field(COULOMB, library("[*:1] 0")), methanol) is None
+    by_increments = force_field(COULOMB, increments("am1-mulliken", "[#6:1]-[#8:2] 0.1 -0.1"), bcc)
+    assert am1_method(by_increments, methanol) == "am1-mulliken"
+    offjax.parameterize.cache.write(offjax.parameterize.charges._entry(methanol, "am1bcc"), {"charges": np.zeros(6)})
+    assert am1_method(hydrocarbons, methanol) is None
