@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import jax
@@ -18,6 +19,7 @@ import offjax
 from offjax import InputError, UnassignedParameterError
 from offjax.fit import FitConfig, FitResult, driver, fold, run, summary
 from offjax.fit.progress import Lines, Recorder
+from offjax.interop import spice
 
 from .conftest import config_text, molecule, true_parameters
 
@@ -288,3 +290,22 @@ def test_charges_of_a_method_are_computed_once(make_config, tmp_path, monkeypatc
     monkeypatch.setenv("OFFJAX_CACHE", "off")
     with pytest.raises(UnassignedParameterError, match="synthetic.h5, group 'ethane': .*no charges today"):
         driver.prepare(config)
+
+
+@pytest.mark.skipif(
+    not (shutil.which("sqm") or (Path(sys.executable).parent / "sqm").exists()),
+    reason="needs AmberTools' sqm: pip install 'offjax[am1bcc]'",
+)
+def test_am1_charges_are_computed_before_anything_else(data_file, tmp_path, monkeypatch, capsys):
+    """A stage of its own, of the molecules that are not in the cache; the charges are those of the force field."""
+    monkeypatch.setenv("OFFJAX_CACHE", str(tmp_path / "cache"))
+    chosen, files = spice.read(data_file)[:2], ["openff_unconstrained-2.2.1.offxml"]
+    systems = driver.parameterize([*chosen, chosen[0]], files, progress=Lines(sys.stdout))
+    assert capsys.readouterr().out.splitlines() == ["am1bcc charges (2)", "typing and charges (3)"]
+    assert {m for s in systems for m in s.charge_methods} == {"ToolkitAM1BCC am1bcc"} and systems[2] is systems[0]
+    for record, system in zip(chosen, systems, strict=False):
+        alone = offjax.System.from_smirnoff(files, record.molecules())
+        q, expected = (s.instances()["Electrostatics"]["charge"] for s in (system, alone))
+        np.testing.assert_array_equal(q, expected)
+    driver.parameterize(chosen, files, charges="am1bcc", progress=Lines(sys.stdout))
+    assert capsys.readouterr().out.splitlines() == ["typing and charges (2)"]
