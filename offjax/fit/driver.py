@@ -530,11 +530,15 @@ def parameterize(
     from openff.toolkit import Quantity
 
     from offjax.parameterize import forcefield
-    from offjax.parameterize.charges import compute
+    from offjax.parameterize.charges import ahead, compute
 
     progress = Silent() if progress is None else progress
     force_field = forcefield.load(files, forcefield.check_terms(user_terms))
-    _charges_ahead(records, force_field, charges, progress)
+    distinct = {record.smiles: record for record in records}.values()
+    source = force_field if charges == "force-field" else charges
+    ahead(
+        (m for r in distinct for m in r.molecules()), source, partial(progress.stage, "AM1 charges"), progress.advance
+    )
     progress.stage("typing and charges", len(records))
     systems: list[System] = []
     known: dict[str, System] = {}
@@ -557,22 +561,6 @@ def parameterize(
         systems.append(known[record.smiles])
         progress.advance(record.name)
     return systems
-
-
-def _charges_ahead(records: Sequence[Record], force_field, charges: str, progress: Silent) -> None:
-    """Slow charges of all molecules, on all cores."""
-    from offjax.parameterize.charges import ahead, am1_method
-
-    if charges != "force-field" and not charges.lower().startswith("am1"):
-        return
-    by_method: dict[str, list[Any]] = {}
-    for record in {record.smiles: record for record in records}.values():
-        for part in record.molecules():
-            method = am1_method(force_field, part) if charges == "force-field" else charges
-            if method is not None:
-                by_method.setdefault(method, []).append(part)
-    for method, molecules in by_method.items():
-        ahead(molecules, method, partial(progress.stage, f"{method} charges"), progress.advance)
 
 
 def _digest(records: Sequence[Record], systems: Sequence[System], train: np.ndarray, ties: str) -> str:

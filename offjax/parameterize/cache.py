@@ -25,6 +25,19 @@ def directory() -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "offjax"
 
 
+def writable() -> bool:
+    """Whether entries can be stored."""
+    folder = directory()
+    if folder is None:
+        return False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
 def key(kind: str, *parts: str) -> str:
     """The name of an entry: ``kind`` and the SHA-256 of everything it depends on."""
     return f"{kind}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}"

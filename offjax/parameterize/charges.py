@@ -222,7 +222,8 @@ def compute(molecule: Molecule, method: str, extra: dict[str, str | None] | None
             )
         try:
             if extra is None:
-                copy.assign_partial_charges(method, toolkit_registry=registry)
+                with _one_thread():
+                    copy.assign_partial_charges(method, toolkit_registry=registry)
             else:
                 registry.call("assign_partial_charges", molecule=copy, partial_charge_method=method, **extra)
         except Exception as error:
@@ -245,31 +246,35 @@ def _entry(molecule: Molecule, method: str, extra: dict[str, str | None] | None 
 
 
 def ahead(
-    molecules: Iterable[Molecule], method: str, begin: Callable[[int], None], done: Callable[[str], None]
+    molecules: Iterable[Molecule], source: ForceField | str, begin: Callable[[int], None], done: Callable[[str], None]
 ) -> None:
-    """Have the charges of molecules by an AM1 method in the cache, as many molecules at once as there are cores.
+    """Have the AM1 charges of molecules in the cache, computed for as many molecules at once as there are cores.
 
     AmberTools' sqm takes seconds to minutes a molecule, and no less with a second thread. Nothing is done where
-    charges come from elsewhere or cannot be kept (``OFFJAX_CACHE=off``). A molecule that fails is left to
-    :func:`compute`, which tells why.
+    charges come from elsewhere or cannot be kept (``OFFJAX_CACHE=off``, a folder that cannot be written). A molecule
+    that fails is left to :func:`compute`, which tells why.
 
     Parameters
     ----------
     molecules
         Some may be equal or already in the cache.
-    method
-        A charge method of the toolkit, or a <ChargeIncrementModel>'s.
+    source
+        What decides the charges: a force field, or a charge method of the toolkit.
     begin, done
         Called with how many there are to compute, if any, and with the name of each that is.
     """
-    if not method.lower().startswith("am1") or cache.directory() is None:
+    method = source if isinstance(source, str) else _base_method(source)
+    if method is None or not method.lower().startswith("am1") or not cache.writable():
         return
-    with toolkit_registry() as registry:
+    missing = {name: m for m in molecules if cache.read(name := _entry(m, method)) is None}
+    if not isinstance(source, str) and "LibraryCharges" in source.registered_parameter_handlers:
+        library = source.get_parameter_handler("LibraryCharges")
+        missing = {name: m for name, m in missing.items() if _library(library, m) is None}
+    if not missing:
+        return
+    with toolkit_registry() as registry, _one_thread():
         programs = {type(w).__name__ for w in registry.registered_toolkits}
         if "AmberToolsToolkitWrapper" not in programs or "OpenEyeToolkitWrapper" in programs:
-            return
-        missing = {name: m for m in molecules if cache.read(name := _entry(m, method)) is None}
-        if not missing:
             return
         begin(len(missing))
         with ThreadPoolExecutor(n_cores()) as pool:
@@ -285,22 +290,27 @@ def ahead(
                 raise
 
 
-def am1_method(force_field: ForceField, molecule: Molecule) -> str | None:
-    """The AM1 method that :func:`assign` will need of a molecule, if any."""
+def _base_method(force_field: ForceField) -> str | None:
+    """The method of the toolkit by which :func:`assign` computes what LibraryCharges do not cover, if any."""
     registered = force_field.registered_parameter_handlers
     if "NAGLCharges" in registered:
         return None
     if "ChargeIncrementModel" in registered:
-        method = force_field.get_parameter_handler("ChargeIncrementModel").partial_charge_method
-    elif "ToolkitAM1BCC" in registered:
-        method = "am1bcc"
-    else:
-        return None
-    if cache.read(_entry(molecule, method)) is not None:
-        return None
-    if "LibraryCharges" in registered and _library(force_field.get_parameter_handler("LibraryCharges"), molecule):
-        return None
-    return method
+        return force_field.get_parameter_handler("ChargeIncrementModel").partial_charge_method
+    return "am1bcc" if "ToolkitAM1BCC" in registered else None
+
+
+@contextlib.contextmanager
+def _one_thread():
+    """One thread for sqm unless OMP_NUM_THREADS says otherwise: more make it no faster."""
+    if "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("OMP_NUM_THREADS", None)
 
 
 def bond_orders(molecule: Molecule, method: str) -> np.ndarray:
@@ -314,7 +324,8 @@ def bond_orders(molecule: Molecule, method: str) -> np.ndarray:
     with toolkit_registry() as registry:
         try:
             copy.generate_conformers(n_conformers=1, toolkit_registry=registry)
-            copy.assign_fractional_bond_orders(method.lower(), toolkit_registry=registry)
+            with _one_thread():
+                copy.assign_fractional_bond_orders(method.lower(), toolkit_registry=registry)
         except Exception as error:
             raise UnassignedParameterError(
                 f"{describe(molecule)}: bond orders by {method} failed ({type(error).__name__}: {error}). They need "
@@ -328,8 +339,6 @@ def bond_orders(molecule: Molecule, method: str) -> np.ndarray:
 @contextlib.contextmanager
 def toolkit_registry():
     """The toolkit's default registry, which also finds AmberTools beside the running Python if it is not on PATH.
-
-    AmberTools' sqm runs on one thread unless OMP_NUM_THREADS says otherwise: more make it no faster.
 
     The order is that of ``openff.toolkit.GLOBAL_TOOLKIT_REGISTRY``, so that Gasteiger charges, say, come from the same
     program as in plain OpenFF (AmberTools' differ from RDKit's by 1e-5 e).
@@ -347,8 +356,6 @@ def toolkit_registry():
     beside = str(Path(sys.executable).parent)
     if shutil.which("sqm") is None and (Path(beside) / "sqm").exists():
         os.environ["PATH"] = beside + os.pathsep + path
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         wrappers = [
             w
@@ -364,8 +371,6 @@ def toolkit_registry():
         yield ToolkitRegistry(toolkit_precedence=wrappers)
     finally:
         os.environ["PATH"] = path
-        if threads is None:
-            os.environ.pop("OMP_NUM_THREADS", None)
 
 
 @functools.cache

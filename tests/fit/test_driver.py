@@ -301,7 +301,7 @@ def test_am1_charges_are_computed_before_anything_else(data_file, tmp_path, monk
     monkeypatch.setenv("OFFJAX_CACHE", str(tmp_path / "cache"))
     chosen, files = spice.read(data_file)[:2], ["openff_unconstrained-2.2.1.offxml"]
     systems = driver.parameterize([*chosen, chosen[0]], files, progress=Lines(sys.stdout))
-    assert capsys.readouterr().out.splitlines() == ["am1bcc charges (2)", "typing and charges (3)"]
+    assert capsys.readouterr().out.splitlines() == ["AM1 charges (2)", "typing and charges (3)"]
     assert {m for s in systems for m in s.charge_methods} == {"ToolkitAM1BCC am1bcc"} and systems[2] is systems[0]
     for record, system in zip(chosen, systems, strict=False):
         alone = offjax.System.from_smirnoff(files, record.molecules())

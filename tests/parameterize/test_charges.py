@@ -263,22 +263,38 @@ def test_charges_of_many_molecules_are_computed_side_by_side_and_kept(tmp_path, 
 
 
 @needs_sqm()
-def test_a_cache_that_is_off_is_not_computed_for(monkeypatch):
-    monkeypatch.setenv("OFFJAX_CACHE", "off")
+def test_charges_that_cannot_be_kept_are_not_computed_ahead(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
     counts = []
-    offjax.parameterize.charges.ahead([smiles(METHANOL)], "am1bcc", counts.append, counts.append)
+    for folder in ("off", str(tmp_path / "file")):
+        monkeypatch.setenv("OFFJAX_CACHE", folder)
+        offjax.parameterize.charges.ahead([smiles(METHANOL)], "am1bcc", counts.append, counts.append)
     assert counts == []
 
 
+@needs_sqm()
 def test_only_molecules_that_need_am1_charges_are_computed_ahead(tmp_path, monkeypatch):
+    """Not those that LibraryCharges cover or the cache has; by the method that the force field asks for."""
     monkeypatch.setenv("OFFJAX_CACHE", str(tmp_path))
-    am1_method = offjax.parameterize.charges.am1_method
-    methanol, methane = smiles(METHANOL), smiles("[C:1]([H:2])([H:3])([H:4])[H:5]")
+    asked = []
+    monkeypatch.setattr(offjax.parameterize.charges, "compute", lambda m, method: asked.append((m.n_atoms, method)))
+    molecules = [smiles(METHANOL), smiles("[C:1]([H:2])([H:3])([H:4])[H:5]")]
+
+    def needed(source):
+        asked.clear()
+        offjax.parameterize.charges.ahead(molecules, source, lambda n: None, lambda name: None)
+        return sorted(asked)
+
     bcc = '<ToolkitAM1BCC version="0.3"/>'
     hydrocarbons = force_field(COULOMB, library("[#6:1] -0.4", "[#1:1] 0.1"), bcc)
-    assert am1_method(hydrocarbons, methanol) == "am1bcc" and am1_method(hydrocarbons, methane) is None
-    assert am1_method(force_field(COULOMB, library("[*:1] 0")), methanol) is None
+    assert needed(hydrocarbons) == [(6, "am1bcc")]
+    assert needed(force_field(COULOMB, library("[*:1] 0"))) == []
     by_increments = force_field(COULOMB, increments("am1-mulliken", "[#6:1]-[#8:2] 0.1 -0.1"), bcc)
-    assert am1_method(by_increments, methanol) == "am1-mulliken"
-    offjax.parameterize.cache.write(offjax.parameterize.charges._entry(methanol, "am1bcc"), {"charges": np.zeros(6)})
-    assert am1_method(hydrocarbons, methanol) is None
+    assert needed(by_increments) == [(5, "am1-mulliken"), (6, "am1-mulliken")]
+    assert needed(force_field(COULOMB, increments("gasteiger", "[#6:1]-[#8:2] 0.1 -0.1"))) == []
+    monkeypatch.undo()
+    monkeypatch.setenv("OFFJAX_CACHE", str(tmp_path))
+    offjax.parameterize.charges.compute(molecules[0], "am1bcc")
+    counts = []
+    offjax.parameterize.charges.ahead(molecules, hydrocarbons, counts.append, counts.append)
+    assert counts == []
